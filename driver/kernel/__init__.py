@@ -1,0 +1,45 @@
+"""The kernel as the driver sees it: read a namespace, apply operations, ask about the underlay."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from driver.errors import KernelError
+from driver.model import Underlay
+from driver.objects import KernelState, Key
+from driver.plan import Op
+from driver.values import Address, Prefix
+
+
+class Kernel(Protocol):
+    """What the engine needs of a kernel. One thread calls it; NetlinkKernel is the real one."""
+
+    def namespaces(self) -> Collection[str]:
+        """Names of all pinned namespaces that are ours."""
+
+    def read(self, namespace: str) -> KernelState:
+        """Everything of ours in *namespace*, itself included; empty when it does not exist.
+
+        Raises KernelError when the kernel cannot be read.
+        """
+
+    def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
+        """Carry out *ops* in order; one failure never stops the others.
+
+        Returns the failures by key. A Set is idempotent and replaces; a Delete of what is
+        gone succeeds. A Set may re-create a device (VNI or port changed); its rows are then
+        gone, and the caller reads and diffs again.
+        """
+
+    def underlay(self, vtep: Address | None) -> Underlay | None:
+        """The device that has *vtep* (or the default route, for None); None when there is none."""
+
+    def default_source(self) -> Address | None:
+        """The host's address towards the default route; None when it has no such route."""
+
+    def routes(self) -> Collection[Prefix]:
+        """Prefixes that the host itself has routes to, without default routes."""
+
+    def close(self) -> None:
+        """Give back sockets and descriptors; the kernel objects stay."""

@@ -1,0 +1,192 @@
+"""Kernel objects: what this host's kernel should hold, or does hold.
+
+A key is the object's identity, by what the kernel indexes it; the other fields
+are its value. Equality of the frozen dataclasses is the comparison between wish and
+kernel, so a reader of the kernel must produce exactly these values.
+
+How a freshly started process knows an object as ours, from the kernel alone:
+
+=================  ====================================================================
+namespace          its pinned name starts with ``pyoverlay-``
+bridge, VXLAN      in such a namespace, with an alias (IFLA_IFALIAS) ``pyoverlay …``
+port (veth)        likewise; the alias names endpoint and addresses for a human reader
+FDB row            on a VXLAN device of ours, ``self``, permanent, with a destination
+neighbour          on a VXLAN device of ours, permanent
+address            on a bridge of ours, scope global
+=================  ====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TypeAlias
+
+from driver.values import Address, Interface, Mac, Vni
+
+NAMESPACE_PREFIX = "pyoverlay-"
+ALIAS_PREFIX = "pyoverlay "
+FLOOD_MAC = Mac("00:00:00:00:00:00")
+"""FDB rows of this MAC are the head-end replication list: one per VTEP that has the network."""
+
+
+class Kind(IntEnum):
+    """Parents before children when building, the reverse when tearing down."""
+
+    NAMESPACE = 0
+    BRIDGE = 1
+    ADDRESS = 2
+    VXLAN = 3
+    PORT = 4
+    FDB = 5
+    NEIGHBOUR = 6
+
+
+Key: TypeAlias = tuple[Kind, str, str, str]
+"""(kind, namespace, device, rest)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """The network namespace of one overlay network, pinned where the host sees it."""
+
+    name: str
+
+    @property
+    def key(self) -> Key:
+        """Identity: the pinned name."""
+        return (Kind.NAMESPACE, self.name, "", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The switch of one segment; up, IPv4 forwarding on."""
+
+    namespace: str
+    name: str
+    mac: Mac
+    mtu: int
+    alias: str
+
+    @property
+    def key(self) -> Key:
+        """Identity: namespace and name."""
+        return (Kind.BRIDGE, self.namespace, self.name, "")
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeAddress:
+    """A gateway address on a bridge (with its prefix length)."""
+
+    namespace: str
+    device: str
+    interface: Interface
+
+    @property
+    def key(self) -> Key:
+        """Identity: device and address."""
+        return (Kind.ADDRESS, self.namespace, self.device, str(self.interface))
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """The tunnel device of one segment: nolearning, ARP/ND proxy, a port of *bridge*, up.
+
+    *local* is the outer source address; None on a host that has no underlay.
+    """
+
+    namespace: str
+    name: str
+    vni: Vni
+    port: int
+    local: Address | None
+    bridge: str
+    mtu: int
+    alias: str
+
+    @property
+    def key(self) -> Key:
+        """Identity: namespace and name."""
+        return (Kind.VXLAN, self.namespace, self.name, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """The bridge end of a container's veth pair, in the network's namespace.
+
+    The container end, *peer*, is made beside it in the host's namespace with *peer_mac* and
+    the same MTU, for the engine to move. After that the kernel no longer shows it to us, so
+    *peer*, *peer_mac* and *create* do not take part in comparisons. *create* is false once
+    the engine has the container end: a port that is gone then is not made anew.
+    """
+
+    namespace: str
+    name: str
+    bridge: str
+    mtu: int
+    alias: str
+    peer: str = field(default="", compare=False)
+    peer_mac: Mac = field(default=Mac(""), compare=False)
+    create: bool = field(default=True, compare=False)
+
+    @property
+    def key(self) -> Key:
+        """Identity: namespace and name."""
+        return (Kind.PORT, self.namespace, self.name, "")
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """Inner MAC -> outer address: to which VTEP a frame for *mac* goes.
+
+    Rows of FLOOD_MAC are many per device, one per VTEP; all others are one per MAC.
+    """
+
+    namespace: str
+    device: str
+    mac: Mac
+    vtep: Address
+
+    @property
+    def key(self) -> Key:
+        """Identity: device and MAC, and the VTEP for a replication row."""
+        rest = f"{self.mac} {self.vtep}" if self.mac == FLOOD_MAC else self.mac
+        return (Kind.FDB, self.namespace, self.device, rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Inner address -> inner MAC: what the VXLAN device answers to ARP and ND."""
+
+    namespace: str
+    device: str
+    address: Address
+    mac: Mac
+
+    @property
+    def key(self) -> Key:
+        """Identity: device and address."""
+        return (Kind.NEIGHBOUR, self.namespace, self.device, str(self.address))
+
+
+KernelObject: TypeAlias = Namespace | Bridge | BridgeAddress | Vxlan | Port | FdbEntry | Neighbour
+KernelState: TypeAlias = Mapping[Key, KernelObject]
+
+
+def parent(obj: KernelObject) -> Key | None:
+    """Return the key of the object that takes *obj* with it when it goes; None for a namespace."""
+    match obj:
+        case Namespace():
+            return None
+        case Bridge() | Vxlan() | Port():
+            return (Kind.NAMESPACE, obj.namespace, "", "")
+        case BridgeAddress():
+            return (Kind.BRIDGE, obj.namespace, obj.device, "")
+        case FdbEntry() | Neighbour():
+            return (Kind.VXLAN, obj.namespace, obj.device, "")
+
+
+def index(objects: list[KernelObject]) -> dict[Key, KernelObject]:
+    """Key a list of objects."""
+    return {obj.key: obj for obj in objects}

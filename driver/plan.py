@@ -1,0 +1,58 @@
+"""From wish and kernel to an ordered list of operations. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from driver.objects import FdbEntry, KernelObject, KernelState, Kind, Neighbour, Port, parent
+
+#: Rows of a device vanish with it; ports and devices are taken down one by one, because
+#: a namespace dies asynchronously and would keep its VNI busy until then.
+_ROWS = frozenset({Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS})
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Make *want* exist with exactly its values; *have* is what is there now, if anything."""
+
+    want: KernelObject
+    have: KernelObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove *have*; one that is gone already is no error."""
+
+    have: KernelObject
+
+
+Op = Set | Delete
+
+
+def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> list[Op]:
+    """Return what turns *have* into *want*: children go first, parents come first.
+
+    With *prune_rows* false no FDB row and no neighbour is removed: the control plane has
+    not said yet that it is in sync, so what looks superfluous may only be unknown.
+    """
+    gone = have.keys() - want.keys()
+    deletes = [
+        Delete(have[key])
+        for key in sorted(gone, reverse=True)
+        if _must_delete(have[key], have, want, prune_rows)
+    ]
+    sets = [Set(obj, have.get(key)) for key, obj in sorted(want.items()) if _must_set(obj, have.get(key))]
+    return [*deletes, *sets]
+
+
+def _must_delete(obj: KernelObject, have: KernelState, want: KernelState, prune_rows: bool) -> bool:
+    above = parent(obj)
+    if obj.key[0] in _ROWS and above in have and above not in want:
+        return False
+    return prune_rows or not isinstance(obj, FdbEntry | Neighbour)
+
+
+def _must_set(want: KernelObject, have: KernelObject | None) -> bool:
+    if have is None:
+        return not isinstance(want, Port) or want.create
+    return have != want
