@@ -55,10 +55,8 @@ class Phase(Enum):
     """How far an endpoint has come on its way into a container and out again."""
 
     CREATED = "created"
-    JOINING = "joining"
-    """The veth pair must exist: the engine waits to move its container end."""
     JOINED = "joined"
-    """The engine has the container end: a vanished pair is reported, never made anew."""
+    """The engine has the container end, or is about to: a vanished pair is never made anew."""
     LEFT = "left"
     """The container end comes back to us before DeleteEndpoint; nobody may send to it."""
 

@@ -1,0 +1,163 @@
+"""What the kernel of this host should hold for a network. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_interface
+
+from driver.control import EndpointRecord, NodeRecord, Publication
+from driver.model import Endpoint, Network, Peer, Phase, Segment, Underlay
+from driver.objects import (
+    ALIAS_PREFIX,
+    FLOOD_MAC,
+    NAMESPACE_PREFIX,
+    Bridge,
+    BridgeAddress,
+    FdbEntry,
+    KernelObject,
+    KernelState,
+    Namespace,
+    Neighbour,
+    Port,
+    Vxlan,
+    index,
+)
+from driver.state import State
+from driver.values import Address, EndpointId, NetworkId, Vni, bridge_mac
+
+IPV4_OVERHEAD = 50
+"""Bytes of outer Ethernet payload: IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14."""
+IPV6_OVERHEAD = 70
+
+FALLBACK_UNDERLAY = Underlay("", 1500)
+"""For a host without any route: its networks reach only its own containers."""
+
+
+def namespace_name(network: NetworkId) -> str:
+    """Name a network's namespace; twelve characters are what ``docker network ls`` shows."""
+    return f"{NAMESPACE_PREFIX}{network[:12]}"
+
+
+def bridge_name(vni: Vni) -> str:
+    """Name the bridge of a segment."""
+    return f"br{vni}"
+
+
+def vxlan_name(vni: Vni) -> str:
+    """Name the VXLAN device of a segment."""
+    return f"vx{vni}"
+
+
+def port_name(endpoint: EndpointId) -> str:
+    """Name the bridge end of an endpoint's veth pair."""
+    return f"port{endpoint[:11]}"
+
+
+def container_name(endpoint: EndpointId) -> str:
+    """Name the container end of an endpoint's veth pair while it is in the host's namespace."""
+    return f"pyo{endpoint[:12]}"
+
+
+def container_mtu(network: Network, vtep: Address | None, underlay: Underlay) -> int:
+    """Return the MTU that containers see: the user's, else the underlay's less the overhead."""
+    if network.mtu is not None:
+        return network.mtu
+    overhead = IPV6_OVERHEAD if vtep is not None and vtep.version == 6 else IPV4_OVERHEAD
+    return (network.underlay_mtu or underlay.mtu) - overhead
+
+
+def desired(state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_UNDERLAY) -> KernelState:
+    """Return everything that must exist in this host's kernel for a network, and nothing else.
+
+    Nothing must exist while no container of it is on this host.
+    """
+    network = state.networks.get(network_id)
+    present = [e for e in state.endpoints_of(network_id) if e.phase is not Phase.CREATED]
+    if network is None or not present:
+        return {}
+    mtu = container_mtu(network, state.host.vtep, underlay)
+    objects: list[KernelObject] = [Namespace(namespace_name(network_id))]
+    for segment in network.segments:
+        objects += _segment(state, network, segment, mtu)
+        objects += _forwarding(state, network, segment)
+    objects += [p for e in present if (p := _port(state, network, e, mtu)) is not None]
+    return index(objects)
+
+
+def publication(state: State) -> Publication:
+    """Return what this host tells the others: its VTEP and every endpoint that may receive."""
+    host = state.host
+    # An address has one record; the newest claim wins, and endpoints are in order of age.
+    claims = {
+        (e.network, interface.ip): EndpointRecord(e.network, interface.ip, e.mac, host.id, e.id)
+        for e in state.endpoints.values()
+        if e.phase is not Phase.LEFT
+        for interface in e.interfaces
+    }
+    node = NodeRecord(host.id, host.vtep) if host.vtep is not None else None
+    return Publication(node, frozenset(claims.values()) if node else frozenset(), frozenset(state.networks))
+
+
+def _segment(state: State, network: Network, segment: Segment, mtu: int) -> Iterator[KernelObject]:
+    namespace = namespace_name(network.id)
+    bridge = bridge_name(segment.vni)
+    subnets = " ".join(str(s.prefix) for s in segment.subnets)
+    alias = f"{ALIAS_PREFIX}network {network.id} {subnets}"
+    yield Bridge(namespace, bridge, bridge_mac(f"{state.host.id} {segment.vni}"), mtu, alias)
+    for subnet in segment.subnets:
+        if subnet.gateway is not None:
+            yield BridgeAddress(namespace, bridge, ip_interface((subnet.gateway, subnet.prefix.prefixlen)))
+    yield Vxlan(
+        namespace,
+        vxlan_name(segment.vni),
+        segment.vni,
+        network.port,
+        state.host.vtep,
+        bridge,
+        mtu,
+        alias,
+    )
+
+
+def _port(state: State, network: Network, endpoint: Endpoint, mtu: int) -> Port | None:
+    segment = network.segment_of(endpoint.interfaces[0].ip)
+    if segment is None:
+        return None
+    addresses = " ".join(str(i.ip) for i in endpoint.interfaces)
+    return Port(
+        namespace_name(network.id),
+        port_name(endpoint.id),
+        bridge_name(segment.vni),
+        mtu,
+        f"{ALIAS_PREFIX}endpoint {endpoint.id} {addresses}",
+        peer=container_name(endpoint.id),
+        peer_mac=endpoint.mac,
+        create=endpoint.id in state.joining,
+    )
+
+
+def _forwarding(state: State, network: Network, segment: Segment) -> Iterator[KernelObject]:
+    namespace, device = namespace_name(network.id), vxlan_name(segment.vni)
+    vteps: set[Address] = set()
+    for address, peer in _remote(state, network, segment):
+        vteps.add(peer.vtep)
+        yield FdbEntry(namespace, device, peer.mac, peer.vtep)
+        yield Neighbour(namespace, device, address, peer.mac)
+    for vtep in vteps:
+        yield FdbEntry(namespace, device, FLOOD_MAC, vtep)
+
+
+def _remote(state: State, network: Network, segment: Segment) -> Iterator[tuple[Address, Peer]]:
+    """Yield the segment's remote endpoints; what is on this host itself is never remote.
+
+    An address that just moved here may still be known elsewhere. A VXLAN device speaks one
+    address family, so a VTEP of the other one cannot be reached through it.
+    """
+    mine = [e for e in state.endpoints_of(network.id) if e.phase is not Phase.LEFT]
+    local = {i.ip for e in mine for i in e.interfaces}
+    macs = {e.mac for e in mine}
+    vtep = state.host.vtep
+    for address, peer in state.peers.entries.get(network.id, {}).items():
+        reachable = vtep is not None and peer.vtep.version == vtep.version
+        if reachable and address not in local and peer.mac not in macs and segment.subnet_of(address):
+            yield address, peer

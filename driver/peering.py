@@ -1,0 +1,75 @@
+"""Between store and control plane: what we have goes out, what the others have comes in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from driver.control import ControlPlane, Publication, View
+from driver.desired import publication
+from driver.peers import expired, merge, too_many_stale
+from driver.state import State
+from driver.store import Store
+
+log = logging.getLogger(__name__)
+
+_TICK = 5.0
+"""Seconds between looks for nodes whose grace has run out."""
+
+
+class Peering:
+    """Publishes every change of the state and merges every view into it."""
+
+    def __init__(
+        self, store: Store, control: ControlPlane, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._control = control
+        self._clock = clock
+        self._view = View()
+        self._published: Publication | None = None
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="peering", daemon=True)
+
+    def start(self) -> None:
+        """Begin to publish and to listen."""
+        self._store.subscribe(self._publish)
+        self._control.start(self._on_view)
+        self._publish()
+        self._ticker.start()
+
+    def stop(self, *, leave: bool) -> None:
+        """End; with *leave* nothing of ours stays in the control plane."""
+        self._stopped.set()
+        self._ticker.join()
+        self._control.stop(leave=leave)
+
+    def wait_published(self, timeout: float) -> bool:
+        """Wait until others can know all that this host has, and this host what they have."""
+        return self._control.wait_published(timeout)
+
+    def _publish(self) -> None:
+        with self._lock:
+            wish = publication(self._store.state)
+            if wish != self._published:
+                self._published = wish
+                self._control.publish(wish)
+
+    def _on_view(self, view: View) -> None:
+        self._view = view
+        self._store.update(self._merged)
+        if view.connected and too_many_stale(self._store.state.peers):
+            log.error("more than half of the known nodes are missing from the store: keeping all their rows")
+
+    def _merged(self, state: State) -> State:
+        peers = merge(state.peers, self._view, state.host.id, state.networks, self._clock())
+        return state if peers == state.peers else replace(state, peers=peers)
+
+    def _tick(self) -> None:
+        while not self._stopped.wait(_TICK):
+            if expired(self._store.state.peers, self._clock()):
+                self._store.update(self._merged)

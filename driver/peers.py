@@ -1,0 +1,109 @@
+"""What other hosts have: merging the control plane's views into what this host forwards to. Pure.
+
+Three rules decide what may be forgotten, because a row removed too early is an outage and a
+row removed late points at a dead host:
+
+* A node that is in the view has said all that it has (its record is stored last), so what it
+  does not list is gone.
+* A node that is not in the view keeps its rows for a grace: its lease ran out, or the store is
+  new and the node has not come to it yet. An address that another node claims moves at once.
+* When more than half of the known nodes are missing, the fault is more likely ours or the
+  store's than theirs, and nothing is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from driver.control import View
+from driver.model import Peer, PeerNode, Peers
+from driver.values import Address, NetworkId, NodeId
+
+GRACE = 30.0
+"""Seconds that the rows of a node stay after its lease was seen to be gone."""
+
+
+def merge(peers: Peers, view: View, me: NodeId, followed: Iterable[NetworkId], now: float) -> Peers:
+    """Return what *peers* becomes in the light of *view* at monotonic second *now*.
+
+    While the view is not connected nothing changes but that networks no longer *followed*
+    are dropped.
+    """
+    wanted = frozenset(followed)
+    if not view.connected:
+        return _restrict(peers, wanted)
+    nodes = _nodes(peers.nodes, view, me, now)
+    entries = {
+        network: _entries(peers.entries.get(network, {}), view, network, nodes, me)
+        for network in sorted(wanted)
+        if network in view.endpoints or network in peers.entries
+    }
+    kept = {n: _same_or_new(peers.entries.get(n), e) for n, e in entries.items()}
+    return Peers(nodes, kept, (peers.synced | view.endpoints.keys()) & wanted)
+
+
+def expired(peers: Peers, now: float) -> bool:
+    """Return whether a merge with the same view would remove something by now."""
+    return any(n.stale_since is not None and now - n.stale_since >= GRACE for n in peers.nodes.values())
+
+
+def adopt(peers: Peers, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> Peers:
+    """Take over the rows that a former process left in the kernel, as of nodes not seen yet."""
+    nodes = {NodeId(f"vtep {peer.vtep}"): PeerNode(peer.vtep, stale_since=now) for peer in rows.values()}
+    known = {address: replace(peer, node=NodeId(f"vtep {peer.vtep}")) for address, peer in rows.items()}
+    return replace(peers, nodes={**nodes, **peers.nodes}, entries={**peers.entries, network: known})
+
+
+def too_many_stale(peers: Peers) -> bool:
+    """Return whether more than half of the known nodes (and more than one) are missing."""
+    stale = sum(node.stale_since is not None for node in peers.nodes.values())
+    return stale > 1 and stale * 2 > len(peers.nodes)
+
+
+def _nodes(known: Mapping[NodeId, PeerNode], view: View, me: NodeId, now: float) -> dict[NodeId, PeerNode]:
+    live = {id_: PeerNode(r.vtep) for id_, r in view.nodes.items() if id_ != me}
+    live_vteps = {node.vtep for node in live.values()}
+    stale = {
+        id_: node if node.stale_since is not None else replace(node, stale_since=now)
+        for id_, node in known.items()
+        if id_ not in live and node.vtep not in live_vteps
+    }
+    everyone = Peers(nodes={**live, **stale})
+    if too_many_stale(everyone):
+        return dict(everyone.nodes)
+    return {i: n for i, n in everyone.nodes.items() if n.stale_since is None or now - n.stale_since < GRACE}
+
+
+def _entries(
+    known: Mapping[Address, Peer],
+    view: View,
+    network: NetworkId,
+    nodes: Mapping[NodeId, PeerNode],
+    me: NodeId,
+) -> dict[Address, Peer]:
+    if network not in view.endpoints:
+        return dict(known)
+    listed = view.endpoints[network]
+    kept = {
+        address: peer
+        for address, peer in known.items()
+        if peer.node in nodes and nodes[peer.node].stale_since is not None and address not in listed
+    }
+    for address, record in listed.items():
+        node = nodes.get(record.node)
+        if node is not None and record.node != me:
+            kept[address] = Peer(record.mac, node.vtep, record.node)
+    return kept
+
+
+def _restrict(peers: Peers, wanted: frozenset[NetworkId]) -> Peers:
+    if peers.entries.keys() <= wanted:
+        return peers
+    entries = {n: e for n, e in peers.entries.items() if n in wanted}
+    return Peers(peers.nodes, entries, peers.synced & wanted)
+
+
+def _same_or_new(old: Mapping[Address, Peer] | None, new: dict[Address, Peer]) -> Mapping[Address, Peer]:
+    """Keep the old object when nothing changed: identity tells the engine that there is no work."""
+    return old if old is not None and old == new else new

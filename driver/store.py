@@ -1,0 +1,55 @@
+"""The one place that holds the state: transactions, revisions, who is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from driver.disk import Disk, load_or_new
+from driver.state import State
+
+
+class Store:
+    """The current state. Safe for all threads; its lock is held for one transition and one file write."""
+
+    def __init__(self, disk: Disk) -> None:
+        """Load the state; raises StoreError when what is on disk cannot be used."""
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._state = load_or_new(disk)
+        self._revision = 1
+        self._listeners: list[Callable[[], None]] = []
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Have *listener* called, without the lock, after every change; it must return at once."""
+        self._listeners.append(listener)
+
+    def snapshot(self) -> tuple[State, int]:
+        """Return the state and its revision, which grows with every change."""
+        with self._lock:
+            return self._state, self._revision
+
+    @property
+    def state(self) -> State:
+        """The current state."""
+        return self._state
+
+    def update(self, transition: Callable[[State], State]) -> int:
+        """Apply a pure transition and return the revision that contains it.
+
+        What the transition raises is raised here and nothing changes. A change of the durable
+        part is on disk when this returns; StoreError means that nothing changed.
+        """
+        with self._lock:
+            before = self._state
+            after = transition(before)
+            if after == before:
+                return self._revision
+            if after.durable() != before.durable():
+                self._disk.save(after)
+            self._state = after
+            self._revision += 1
+            revision = self._revision
+        for listener in self._listeners:
+            listener()
+        return revision

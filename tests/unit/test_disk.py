@@ -1,0 +1,117 @@
+"""The state file survives torn writes, and refuses what it cannot read without touching it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+
+from driver.disk import FileDisk, load_or_new
+from driver.errors import StoreError
+from driver.model import Endpoint, Host, Network, Phase, Segment, Subnet
+from driver.state import State
+from driver.store import Store
+from driver.values import EndpointId, Mac, NetworkId, NodeId, Vni
+
+STATE = State(
+    host=Host(NodeId("me"), ip_address("192.0.2.1")),
+    networks={
+        NetworkId("net"): Network(
+            NetworkId("net"),
+            (
+                Segment(
+                    Vni(70001),
+                    (
+                        Subnet(ip_network("10.1.0.0/24"), ip_address("10.1.0.1")),
+                        Subnet(ip_network("fd00::/64"), None),
+                    ),
+                ),
+            ),
+            port=4790,
+            mtu=1400,
+            internal=True,
+        )
+    },
+    endpoints={
+        EndpointId("ep"): Endpoint(
+            EndpointId("ep"),
+            NetworkId("net"),
+            (ip_interface("10.1.0.5/24"), ip_interface("fd00::5/64")),
+            Mac("02:42:0a:01:00:05"),
+            Phase.JOINED,
+        )
+    },
+    allocations={NetworkId("net"): (Vni(70001),)},
+)
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    FileDisk(tmp_path / "sub" / "state.json").load()
+    disk = FileDisk(tmp_path / "sub" / "state.json")
+    disk.save(STATE)
+    assert FileDisk(tmp_path / "sub" / "state.json").load() == STATE
+
+
+def test_a_new_host_gets_an_identity_that_lasts(tmp_path: Path) -> None:
+    first = load_or_new(FileDisk(tmp_path / "state.json"))
+    assert load_or_new(FileDisk(tmp_path / "state.json")).host == first.host
+
+
+def test_every_torn_write_leaves_the_old_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    disk = FileDisk(path)
+    disk.save(STATE)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        (tmp_path / "state.json.new").write_bytes(whole[:length])
+        assert FileDisk(path).load() == STATE
+        assert not (tmp_path / "state.json.new").exists()
+
+
+def test_every_truncation_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    FileDisk(path).save(STATE)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 2, 5):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StoreError, match=r"state\.json is damaged.*move it away"):
+            FileDisk(path).load()
+        assert path.read_bytes() == whole[:length]
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    FileDisk(path).save(STATE)
+    path.write_text(path.read_text().replace("10.1.0.5/24", "10.1.0.6/24"))
+    with pytest.raises(StoreError, match="checksum"):
+        FileDisk(path).load()
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    FileDisk(path).save(STATE)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+    with pytest.raises(StoreError, match="format 2, this program reads 1"):
+        FileDisk(path).load()
+
+
+def test_a_disk_that_fails_changes_nothing(tmp_path: Path) -> None:
+    store = Store(FileDisk(tmp_path / "state.json"))
+    before = store.snapshot()
+    (tmp_path / "state.json").unlink()
+    (tmp_path / "state.json").mkdir()
+    with pytest.raises(StoreError, match="nothing was changed"):
+        store.update(lambda state: replace(state, networks=STATE.networks))
+    assert store.snapshot() == before
+    assert not (tmp_path / "state.json.new").exists()
+
+
+def test_soft_state_is_not_written(tmp_path: Path) -> None:
+    store = Store(FileDisk(tmp_path / "state.json"))
+    stamp = (tmp_path / "state.json").stat().st_mtime_ns
+    store.update(lambda state: replace(state, joining=frozenset({EndpointId("ep")})))
+    assert (tmp_path / "state.json").stat().st_mtime_ns == stamp
+    assert store.state.joining == {"ep"}

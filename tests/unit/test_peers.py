@@ -1,0 +1,136 @@
+"""What may be forgotten of other hosts, and when."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from driver.control import EndpointRecord, NodeRecord, View
+from driver.model import Peer, Peers
+from driver.peers import GRACE, adopt, expired, merge, too_many_stale
+from driver.values import EndpointId, Mac, NetworkId, NodeId
+
+ME, A, B, C = (NodeId(n) for n in ("me", "a", "b", "c"))
+NET, OTHER = NetworkId("net"), NetworkId("other")
+VTEP = {node: ip_address(f"192.0.2.{i}") for i, node in enumerate((ME, A, B, C), 1)}
+
+
+def record(address: str, node: NodeId, network: NetworkId = NET) -> EndpointRecord:
+    last = int(address.rsplit(".", 1)[1])
+    return EndpointRecord(
+        network,
+        ip_address(address),
+        Mac(f"02:42:0a:00:00:{last:02x}"),
+        node,
+        EndpointId(f"ep{address}{node}"),
+    )
+
+
+def view(*records: EndpointRecord, nodes: tuple[NodeId, ...] = (ME, A, B, C), connected: bool = True) -> View:
+    table = {r.address: r for r in records}
+    return View(connected, {n: NodeRecord(n, VTEP[n]) for n in nodes}, {NET: table})
+
+
+def step(peers: Peers, seen: View, now: float = 0.0) -> Peers:
+    return merge(peers, seen, ME, [NET], now)
+
+
+def where(peers: Peers) -> dict[str, NodeId]:
+    return {str(address): peer.node for address, peer in peers.entries.get(NET, {}).items()}
+
+
+FULL = view(record("10.0.0.1", ME), record("10.0.0.2", A), record("10.0.0.3", B), record("10.0.0.4", C))
+
+
+def test_others_endpoints_are_peers_and_own_ones_are_not() -> None:
+    peers = step(Peers(), FULL)
+    assert where(peers) == {"10.0.0.2": A, "10.0.0.3": B, "10.0.0.4": C}
+    assert peers.entries[NET][ip_address("10.0.0.2")].vtep == VTEP[A]
+    assert peers.synced == {NET}
+
+
+def test_what_a_present_node_does_not_list_is_gone_at_once() -> None:
+    peers = step(step(Peers(), FULL), view(record("10.0.0.3", B), record("10.0.0.4", C)))
+    assert where(peers) == {"10.0.0.3": B, "10.0.0.4": C}
+
+
+def test_a_missing_nodes_rows_stay_for_the_grace_and_go_after_it() -> None:
+    peers = step(Peers(), FULL)
+    gone = view(record("10.0.0.3", B), record("10.0.0.4", C), nodes=(ME, B, C))
+    peers = step(peers, gone, now=100)
+    assert where(peers)["10.0.0.2"] == A
+    peers = step(peers, gone, now=100 + GRACE - 0.1)
+    assert not expired(peers, 100 + GRACE - 0.1)
+    assert where(peers)["10.0.0.2"] == A
+    assert expired(peers, 100 + GRACE)
+    peers = step(peers, gone, now=100 + GRACE)
+    assert "10.0.0.2" not in where(peers)
+    assert A not in peers.nodes
+
+
+def test_records_of_a_node_that_went_stale_still_count_while_in_the_store() -> None:
+    missing = view(*FULL.endpoints[NET].values(), nodes=(ME, B, C))
+    peers = step(step(Peers(), FULL), missing, now=1)
+    assert where(peers) == {"10.0.0.2": A, "10.0.0.3": B, "10.0.0.4": C}
+
+
+def test_records_of_a_node_never_seen_are_not_used() -> None:
+    assert where(step(Peers(), view(record("10.0.0.2", A), nodes=(ME,)))) == {}
+
+
+def test_an_address_that_another_node_claims_moves_at_once() -> None:
+    peers = step(step(Peers(), FULL), view(record("10.0.0.2", B), nodes=(ME, B, C)), now=1)
+    assert where(peers)["10.0.0.2"] == B
+    assert peers.entries[NET][ip_address("10.0.0.2")].vtep == VTEP[B]
+
+
+def test_a_new_empty_store_removes_nothing() -> None:
+    peers = step(Peers(), FULL)
+    empty = View(True, {ME: NodeRecord(ME, VTEP[ME])}, {NET: {}})
+    later = step(step(peers, empty, now=0), empty, now=10 * GRACE)
+    assert where(later) == where(peers)
+    assert too_many_stale(later)
+    back = step(later, FULL, now=11 * GRACE)
+    assert where(back) == where(peers)
+    assert not too_many_stale(back)
+
+
+def test_while_the_store_is_away_nothing_changes() -> None:
+    peers = step(Peers(), FULL)
+    assert step(peers, View(False), now=10 * GRACE) == peers
+
+
+def test_networks_no_longer_followed_are_dropped_even_while_away() -> None:
+    peers = step(Peers(), FULL)
+    assert merge(peers, View(False), ME, [OTHER], 0).entries == {}
+
+
+def test_unchanged_entries_keep_their_identity() -> None:
+    peers = step(Peers(), FULL)
+    assert step(peers, FULL, now=5).entries[NET] is peers.entries[NET]
+
+
+def test_a_node_with_a_new_address_takes_its_rows_along() -> None:
+    moved = View(True, {**FULL.nodes, A: NodeRecord(A, ip_address("192.0.2.99"))}, FULL.endpoints)
+    peers = step(step(Peers(), FULL), moved)
+    assert peers.entries[NET][ip_address("10.0.0.2")].vtep == ip_address("192.0.2.99")
+
+
+def test_adopted_rows_stay_until_their_host_speaks() -> None:
+    """After a restart the kernel knows more than we do; the VTEP tells whose a row is."""
+    address = ip_address("10.0.0.2")
+    rows = {
+        address: Peer(Mac("02:42:0a:00:00:02"), VTEP[A], NodeId("")),
+        ip_address("10.0.0.9"): Peer(Mac("02:42:0a:00:00:09"), VTEP[B], NodeId("")),
+    }
+    adopted = adopt(Peers(), NET, rows, now=0)
+    only_b = step(adopted, view(record("10.0.0.3", B), nodes=(ME, B)), now=1)
+    assert set(where(only_b)) == {"10.0.0.2", "10.0.0.3"}
+    both = step(only_b, view(record("10.0.0.3", B), record("10.0.0.5", A), nodes=(ME, A, B)), now=2)
+    assert where(both) == {"10.0.0.3": B, "10.0.0.5": A}
+
+
+def test_adopted_rows_of_a_host_that_never_speaks_go_after_the_grace() -> None:
+    rows = {ip_address("10.0.0.2"): Peer(Mac("02:42:0a:00:00:02"), VTEP[A], NodeId(""))}
+    adopted = adopt(Peers(), NET, rows, now=0)
+    seen = view(nodes=(ME, B))
+    assert where(step(step(adopted, seen, now=1), seen, now=GRACE + 1)) == {}
