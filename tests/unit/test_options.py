@@ -61,7 +61,7 @@ def test_the_engines_own_keys_are_never_refused() -> None:
 
 
 def test_an_unknown_endpoint_option_is_refused_by_name() -> None:
-    with pytest.raises(BadRequest, match="'color'.*'blue'.*remove it"):
+    with pytest.raises(BadRequest, match=r"'color'.*'blue'.*remove it"):
         check_endpoint_options({"color": "blue"})
 
 

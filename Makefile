@@ -1,0 +1,46 @@
+# Everything a person or a machine does with this repository. All targets need root, but check.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo demo-down test check unit plugin lock clean
+
+demo: $(VENV)/.ready ## three engines as a Swarm, the plugin on each, containers that reach each other
+	$(BIN)/python -m tests.demo up
+
+demo-down: $(VENV)/.ready ## removes every trace of the demo
+	$(BIN)/python -m tests.demo down
+
+test: check ## everything: unit, real kernel, real etcd, real engines
+	$(BIN)/python -m tests.lab ensure
+	$(BIN)/pytest --durations=10
+
+unit: $(VENV)/.ready ## what needs neither root nor engines
+	$(BIN)/pytest -m "not kernel and not store and not lab"
+
+check: $(VENV)/.ready ## what a reviewer would look at
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.links
+
+plugin: $(VENV)/.ready ## the managed plugin: .cache/lab/plugin/…/{config.json,rootfs}
+	$(BIN)/python -m tests.lab build
+
+lock: $(VENV)/.ready ## renew the locked dependencies
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --upgrade --quiet -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --upgrade --quiet -o requirements-dev.lock
+
+clean: ## takes down any lab and removes what was built
+	-$(BIN)/python -m tests.lab clean
+	rm -rf .cache $(VENV)
+
+$(VENV)/.ready: requirements-dev.lock
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -q && apt-get install -y -q python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@

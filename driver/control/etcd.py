@@ -1,0 +1,266 @@
+"""The control plane over etcd 3.5.
+
+Two threads: one reads (snapshot, then a watch, for as long as a member serves us) and tells
+the user; one writes (the claims, the lease). They meet in the Exchange. Every way in which
+the connection can end has one and the same answer: another member, and a new snapshot. A
+snapshot says all there is, so a compacted past, a lost event and a store that is a new one
+need no treatment of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from driver.control import Publication, View
+from driver.control.etcd_client import Compacted, EtcdClient, EtcdError, Snapshot, Watch
+from driver.control.etcd_publisher import EtcdPublisher
+from driver.control.exchange import Exchange, Link
+from driver.control.records import Scope, prefix, scope_of
+from driver.control.table import Entry
+from driver.control.tls import PlainSessions, Sessions
+from driver.errors import StoreUnavailable
+from driver.values import NodeId
+
+log = logging.getLogger(__name__)
+
+_MAX_PREFIXES: Final = 100
+_MAX_BATCH: Final = 4096
+_STOP_SECONDS: Final = 3.0
+
+
+class EtcdControlPlane:
+    """A ControlPlane (see there) on the members that *endpoints* names at the time of asking.
+
+    They are tried in the order given, but one that has just failed last. *lease_ttl* is how
+    many seconds a host may be silent before the others see it as gone; *orphan_grace* is how
+    long its records stay in the store after that.
+    """
+
+    def __init__(
+        self,
+        node: NodeId,
+        endpoints: Callable[[], Sequence[str]],
+        sessions: Sessions | None = None,
+        *,
+        lease_ttl: int = 15,
+        orphan_grace: float = 600.0,
+    ) -> None:
+        self._endpoints = endpoints
+        self._sessions = sessions or PlainSessions()
+        self._exchange = Exchange(node)
+        self._publisher = EtcdPublisher(self._exchange, self._sessions, lease_ttl, orphan_grace)
+        self._reader = threading.Thread(target=self._run, name="control-reader", daemon=True)
+        self._writer = threading.Thread(target=self._publisher.run, name="control-writer", daemon=True)
+        self._cluster = ""
+        self._revision = 0
+        """The highest one seen of this cluster."""
+        self._failed = ""
+        self._complaints: set[str] = set()
+
+    def start(self, on_view: Callable[[View], None]) -> None:
+        """Begin; see ControlPlane."""
+        self._on_view = on_view
+        self._reader.start()
+        self._writer.start()
+
+    def publish(self, wish: Publication) -> None:
+        """Replace the wish; see ControlPlane."""
+        self._exchange.publish(wish)
+
+    def wait_published(self, timeout: float) -> bool:
+        """Wait until store and wish agree; see ControlPlane."""
+        exchange = self._exchange
+        with exchange.changed:
+            exchange.changed.wait_for(lambda: exchange.link is None or exchange.settled(), timeout)
+            return exchange.link is not None and exchange.settled()
+
+    def stop(self, *, leave: bool) -> None:
+        """End within a few seconds; see ControlPlane."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        if leave and self._reader.is_alive():
+            self.publish(Publication())
+            if self.wait_published(_STOP_SECONDS):
+                self._publisher.revoke()
+        self._exchange.stop()
+        for thread in (self._writer, self._reader):
+            if thread.is_alive():
+                thread.join(max(0.1, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        delay = 0.0
+        while not self._exchange.stopping:
+            since = time.monotonic()
+            connected = False
+            try:
+                connected = self._round()
+            except Exception:  # a thread that ends leaves the host deaf for ever
+                log.exception("reading the store failed in a way that was not foreseen")
+                self._freeze()
+            steady = connected and time.monotonic() - since > 1.0
+            delay = 0.0 if steady else min(1.0, max(0.1, 2 * delay))
+            with self._exchange.changed:
+                self._exchange.changed.wait_for(
+                    lambda: self._exchange.stopping,
+                    delay * random.uniform(0.5, 1.0),  # noqa: S311 - no secret
+                )
+
+    def _round(self) -> bool:
+        """Try every member once, until one has served us; tell whether one has."""
+        urls = self._endpoints()
+        if not urls:
+            self._complain("no host is known that runs the store")
+        for url in sorted(urls, key=lambda url: url == self._failed):
+            if self._exchange.stopping:
+                break
+            link = Link(url, self._sessions.version())
+            try:
+                client = EtcdClient(url, self._sessions.session())
+            except StoreUnavailable as error:
+                self._complain(str(error))
+                return False
+            try:
+                self._serve(client, link)
+            except EtcdError as error:
+                self._lost(link, str(error))
+            finally:
+                client.close()
+            if link.since:
+                return True
+        return False
+
+    def _complain(self, reason: str) -> None:
+        """Log why there is no store: once, not at every attempt."""
+        if reason not in self._complaints and not self._exchange.stopping:
+            self._complaints.add(reason)
+            log.warning("store away: %s", reason)
+
+    def _lost(self, link: Link, reason: str) -> None:
+        """Remember and say why; the view freezes, if it was alive."""
+        self._failed = link.url
+        self._complain(link.broken or reason)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        with self._exchange.changed:
+            self._exchange.link = None
+            self._exchange.changed.notify_all()
+        self._tell()
+
+    def _serve(self, client: EtcdClient, link: Link) -> None:
+        """Read and watch on one member until it fails us, which ends in an EtcdError."""
+        self._catch_up(client, link)
+        log.info("store connected: %s, cluster %s, revision %d", link.url, self._cluster, self._revision)
+        self._complaints.clear()
+        with self._exchange.changed:
+            self._exchange.link = link
+            self._exchange.changed.notify_all()
+        self._tell()
+        while not self._exchange.stopping:
+            try:
+                self._watch(client, link)
+            except Compacted:
+                link.since.clear()
+            self._catch_up(client, link)
+            self._tell()
+
+    def _catch_up(self, client: EtcdClient, link: Link) -> None:
+        """Read whatever is followed and has not been read over this link."""
+        with self._exchange.changed:
+            ledger = self._exchange.ledger
+            wanted: set[Scope] = {None, *ledger.followed()}
+            missing = list((wanted - link.since.keys()) | ledger.unread())
+            for scope in link.since.keys() - wanted:
+                del link.since[scope]
+        for first in range(0, len(missing), _MAX_PREFIXES):
+            scopes = missing[first : first + _MAX_PREFIXES]
+            snapshot = client.read([prefix(scope) for scope in scopes])
+            self._take_snapshot(link, snapshot, scopes)
+
+    def _take_snapshot(self, link: Link, snapshot: Snapshot, scopes: Iterable[Scope]) -> None:
+        with self._exchange.changed:
+            ledger = self._exchange.ledger
+            followed = ledger.followed()
+            if snapshot.cluster != self._cluster or snapshot.revision < self._revision:
+                if link.since:
+                    raise EtcdError(f"{link.url}: it is another store now")
+                self._cluster = snapshot.cluster
+                ledger.restart()
+                self._exchange.lease = 0
+            self._revision = snapshot.revision
+            for scope in scopes:
+                if scope is None or scope in followed:
+                    ledger.read(scope, snapshot.prefixes[prefix(scope)], snapshot.revision)
+                    link.since[scope] = snapshot.revision
+
+    def _watch(self, client: EtcdClient, link: Link) -> None:
+        """Take in changes until the connection ends, or there is something new to follow."""
+        watch = client.watch({prefix(scope): revision + 1 for scope, revision in link.since.items()})
+        try:
+            with self._exchange.changed:
+                link.watch = watch
+                current = not self._needs_reading(link)
+            if current:
+                self._take_changes(watch, link)
+        except Compacted:
+            raise
+        except EtcdError:
+            with self._exchange.changed:
+                if link.broken or not self._needs_reading(link):
+                    raise
+        finally:
+            with self._exchange.changed:
+                link.watch = None
+            watch.close()
+        if link.broken:
+            raise EtcdError(link.broken)
+
+    def _needs_reading(self, link: Link) -> bool:
+        return bool(link.broken or self._exchange.stopping or self._exchange.ledger.unread())
+
+    def _take_changes(self, watch: Watch, link: Link) -> None:
+        batch: list[Entry] = []
+        for entries in watch:
+            batch += entries
+            if batch and (len(batch) >= _MAX_BATCH or not watch.more()):
+                self._take(batch, link)
+                batch = []
+                self._tell()
+
+    def _take(self, batch: Sequence[Entry], link: Link) -> None:
+        with self._exchange.changed:
+            self._exchange.ledger.seen(batch)
+            for entry in batch:
+                scope = scope_of(entry.key)
+                link.since[scope] = max(entry.revision, link.since.get(scope, 0))
+                self._revision = max(entry.revision, self._revision)
+            self._exchange.changed.notify_all()
+
+    def _tell(self) -> None:
+        """Give the user the view, if it is another one."""
+        exchange = self._exchange
+        with exchange.changed:
+            view = exchange.ledger.view(exchange.link is not None)
+            if exchange.stopping or _same(view, exchange.told):
+                return
+        try:
+            self._on_view(view)
+        except Exception:
+            log.exception("the view could not be used")
+        with exchange.changed:
+            exchange.told = view
+            exchange.changed.notify_all()
+
+
+def _same(one: View, other: View) -> bool:
+    """Compare by identity: maps that have not changed are the same objects."""
+    return (
+        one.connected == other.connected
+        and one.nodes is other.nodes
+        and one.endpoints.keys() == other.endpoints.keys()
+        and all(one.endpoints[network] is other.endpoints[network] for network in one.endpoints)
+    )

@@ -1,0 +1,128 @@
+"""One node's dealings with a store: what it wishes, what it was told, what is left to do. Pure.
+
+The back ends differ in how they reach a store; what they say to it and conclude from its
+answers is here, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from driver.control import EndpointRecord, Publication, View
+from driver.control.claims import Claim, Claims, Put, Withdraw
+from driver.control.records import Scope, encode_endpoint, encode_node, endpoint_key, node_key, scope_of
+from driver.control.table import Entry, Table
+from driver.values import NetworkId, NodeId
+
+log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """The wish and the store side by side; the caller holds a lock around every call."""
+
+    def __init__(self, node: NodeId) -> None:
+        self.table = Table()
+        self._claims = Claims(node)
+        self._publication = Publication()
+        self._lines: dict[EndpointRecord, tuple[str, str]] = {}
+        self._networks: frozenset[NetworkId] = frozenset()
+        """Of the wish: those to follow, and those of its endpoints."""
+        self._node_key = node_key(node)
+        self._node_entry = Entry(self._node_key, None, 0)
+        self._node_lease: int | None = None
+        """The lease under which the store holds our node record, if we know of it."""
+
+    def wish(self, publication: Publication) -> None:
+        """Replace the wish."""
+        self._publication = publication
+        self._networks = publication.networks | {e.network for e in publication.endpoints}
+        self._lines = {e: self._lines.get(e) or _line(e) for e in publication.endpoints}
+        self._claims.wish(dict(self._lines.values()))
+        for network in self.table.endpoints.keys() - self.followed():
+            self.table.forget(network)
+
+    def followed(self) -> frozenset[NetworkId]:
+        """Return the networks to read and watch: those wished, and those where we have records."""
+        return self._networks | {
+            scope for k in self._claims.leftovers() if (scope := scope_of(k)) is not None
+        }
+
+    def unread(self) -> frozenset[NetworkId]:
+        """Return those of the followed networks of which nothing is known yet."""
+        return self.followed() - self.table.endpoints.keys()
+
+    def view(self, connected: bool) -> View:
+        """Return what the user of the back end is to know."""
+        return self.table.view(connected, self._publication.networks)
+
+    def restart(self) -> None:
+        """Begin with a store that is new; what was known of the old one is kept to be compared."""
+        self._claims.restart()
+        self._node_entry = Entry(self._node_key, None, 0)
+        self._node_lease = None
+
+    def read(self, scope: Scope, entries: Collection[Entry], revision: int) -> None:
+        """Take in a whole scope as of *revision*."""
+        self.table.load(scope, entries)
+        if scope is not None:
+            self._claims.read(scope, entries, revision)
+            return
+        mine = next((e.value for e in entries if e.key == self._node_key), None)
+        self._told_node(Entry(self._node_key, mine, revision))
+
+    def seen(self, entries: Collection[Entry]) -> None:
+        """Take in changes, in the order in which the store told them."""
+        self.table.apply(entries)
+        self._claims.seen(entries)
+        for entry in entries:
+            if entry.key == self._node_key:
+                self._told_node(entry)
+
+    def pending(self, limit: int) -> list[Claim]:
+        """Return the next endpoint records to put or to withdraw."""
+        return self._claims.pending(limit)
+
+    def answered(self, claim: Claim, done: bool, revision: int) -> None:
+        """Take in the answer to one of them."""
+        self._claims.answered(claim, done, revision)
+
+    def pending_node(self, lease: int) -> Claim | None:
+        """Return what to do about the node record, once all endpoint records are in."""
+        node = self._publication.node
+        if node is None:
+            value = self._node_entry.value if self._node_lease is not None else None
+            return None if value is None else Withdraw(self._node_key, value)
+        if not self._claims.settled():
+            return None
+        value = encode_node(node)
+        if self._node_lease == lease and self._node_entry.value == value:
+            return None
+        return Put(self._node_key, value)
+
+    def answered_node(self, claim: Claim, lease: int, revision: int) -> None:
+        """Take in that the store did it, under *lease*."""
+        value = claim.value if isinstance(claim, Put) else None
+        if revision >= self._node_entry.revision:
+            self._node_entry = Entry(self._node_key, value, revision)
+            self._node_lease = None if value is None else lease
+
+    def settled(self, lease: int) -> bool:
+        """Tell whether the store agrees with the wish and every followed network was read."""
+        return self._claims.settled() and self.pending_node(lease) is None and not self.unread()
+
+    def _told_node(self, entry: Entry) -> None:
+        """Keep what the store says of our own node record."""
+        if entry.revision < self._node_entry.revision:
+            return
+        if entry.value is None:
+            self._node_lease = None
+        elif self._node_lease is not None and entry.value != self._node_entry.value:
+            # Were it put again, two hosts with one identity would write for ever.
+            log.error("%s was overwritten by another host: do two hosts have one state folder?", entry.key)
+            return
+        self._node_entry = entry
+
+
+def _line(record: EndpointRecord) -> tuple[str, str]:
+    return endpoint_key(record.network, record.address), encode_endpoint(record)

@@ -1,0 +1,48 @@
+"""What can go wrong in address management, as a person should read it.
+
+Every error names the *field* the engine (or the user) filled in, the *value* found there, the
+*problem* and the *way out*. The engine passes the sentence on to the user unchanged, but never the
+type: for a remote IPAM `errors.Is(err, ErrNoAvailableIPs)` is always false in the engine.
+"""
+
+_SHOWN = 100  # characters of a value that are repeated in a message: a request may hold megabytes
+
+
+def _show(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+class IpamError(Exception):
+    """Base of all errors of this package.
+
+    *field* is the wire's or the command line's name of what is wrong, *value* what was found there,
+    *problem* a clause that says why it cannot be, *way_out* a clause that says what to do instead.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, way_out: str) -> None:
+        super().__init__(f'{field} "{_show(value)}": {problem}; {way_out}')
+        self.field = field
+        self.value = value
+        self.problem = problem
+        self.way_out = way_out
+
+
+class BadRequest(IpamError):
+    """The request itself can never succeed: a value that does not parse or contradicts another."""
+
+
+class Exhausted(IpamError):
+    """Nothing is left to give: no default pool, or no address in the pool."""
+
+
+class Conflict(IpamError):
+    """What was asked for by name belongs to somebody else: an overlapping pool, a live address."""
+
+
+class NotFound(IpamError):
+    """The pool is not known and cannot safely be made again from its id."""
+
+
+class StoreError(IpamError):
+    """The state file cannot be read, trusted or written. It was left as it is."""

@@ -1,0 +1,72 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, NoReturn
+
+from plugin import logs, settings
+
+if TYPE_CHECKING:
+    from plugin import server
+
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command in *argv*; raises SystemExit, with status 2 if the user has to change something."""
+    arguments = _parser().parse_args(argv)
+    environ = dict(os.environ)
+    if arguments.socket:
+        environ[f"{settings.PREFIX}SOCKET"] = arguments.socket
+    _serve(environ)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyoverlay",
+        description="VXLAN overlay networks for Docker.",
+        epilog="Settings are environment variables PYOVERLAY_...; the README lists them.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyoverlay {_version()}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve the engine until told to end")
+    serve.add_argument("--socket", metavar="PATH", help="the Unix socket to serve on (PYOVERLAY_SOCKET)")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("pyoverlay")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _serve(environ: dict[str, str]) -> NoReturn:
+    try:
+        chosen = settings.load(environ)
+    except settings.SettingsError as error:
+        _refuse(*error.problems)
+    logs.set_up(chosen.log_level)
+    from plugin import server  # noqa: PLC0415 -- a wrong setting is told without loading the rest
+
+    try:
+        server.serve(chosen, _make_runtime, preload=("plugin.wiring",))
+    except server.SocketInUse as error:
+        _refuse(str(error))
+
+
+def _make_runtime(chosen: settings.Settings, restart: server.Restart) -> server.Runtime:
+    from plugin.wiring import Runtime  # noqa: PLC0415 -- after the socket is there
+
+    return Runtime(chosen, restart)
+
+
+def _refuse(*problems: str) -> NoReturn:
+    for problem in problems:
+        print(f"pyoverlay: {problem}", file=sys.stderr)
+    sys.exit(EXIT_USAGE)

@@ -1,0 +1,149 @@
+"""The settings: read once from the environment, checked, and never looked up again.
+
+Every setting is a variable `PYOVERLAY_<NAME>`; an empty one counts as absent, since a managed
+plugin's `config.json` can only pass what it declares, empty strings included. The defaults are here
+and not there: an upgraded plugin keeps the environment of its first installation
+(moby `daemon/pkg/plugin/manager_linux.go`: upgradePlugin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from driver.values import VXLAN_PORT, Address
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+PREFIX = "PYOVERLAY_"
+MAX_SOCKET_PATH = 107
+"""Bytes; unix(7): sun_path holds 108 with its closing zero."""
+_PLUGIN_RUN_DIR = Path("/host/run")
+"""Where the managed plugin's `config.json` mounts the host's /run."""
+
+
+class SettingsError(Exception):
+    """Some settings are wrong; *problems* has one sentence for each."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def _vtep(text: str) -> Address:
+    address = ip_address(text)
+    if address.is_unspecified or address.is_multicast or address.is_loopback or "%" in text:
+        raise ValueError(text)
+    return address
+
+
+def _urls(text: str) -> tuple[str, ...]:
+    if text.lower() == "auto":
+        return ()
+    return tuple(_url(part.strip()) for part in text.split(","))
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    # urlsplit finds a wrong port only when asked for it.
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError(text)
+    if parts.path.strip("/") or parts.query or parts.fragment or parts.username:
+        raise ValueError(text)
+    return text.rstrip("/")
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(path)
+    return path
+
+
+def _socket(path: Path) -> Path:
+    if len(bytes(path)) > MAX_SOCKET_PATH:
+        raise ValueError(path)
+    return path
+
+
+def _default_run_dir() -> Path:
+    return _PLUGIN_RUN_DIR if _PLUGIN_RUN_DIR.is_dir() else Path("/run")
+
+
+_Word = BeforeValidator(lambda text: text.lower())
+_Port = Annotated[int, Field(ge=1, le=65535)]
+_Folder = Annotated[Path, AfterValidator(_absolute)]
+_SocketPath = Annotated[Path, AfterValidator(_absolute), AfterValidator(_socket)]
+
+
+class Settings(BaseModel):
+    """What the operator decided. A field's description ends the sentence that refuses a wrong value."""
+
+    model_config = ConfigDict(frozen=True)
+
+    scope: Annotated[Literal["auto", "local", "global"], _Word] = Field(
+        "auto", description="give auto, local or global"
+    )
+    """How far networks reach; auto looks whether the engine is in a Swarm."""
+    store: Annotated[tuple[str, ...], BeforeValidator(_urls)] = Field(
+        (), description="give auto, or etcd's URLs such as https://10.0.0.1:2379, separated by commas"
+    )
+    """The URLs of the control plane's store; empty for auto: the Swarm's own, or none."""
+    store_port: _Port = Field(2389, description="give a TCP port from 1 to 65535")
+    """The TCP port of the store that a Swarm's leader runs."""
+    vtep: Annotated[Address | None, BeforeValidator(_vtep)] = Field(
+        None, description="give an address of this host that other hosts reach, such as 10.0.0.1"
+    )
+    """This host's tunnel address; None: the one that the engine announces."""
+    vxlan_port: _Port = Field(VXLAN_PORT, description="give a UDP port from 1 to 65535")
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _Word] = Field(
+        "info", description="give debug, info, warning or error"
+    )
+    state_dir: _Folder = Field(Path("/var/lib/pyoverlay"), description="give an absolute path")
+    """Where the state is kept that must survive a restart of the host."""
+    run_dir: _Folder = Field(default_factory=_default_run_dir, description="give an absolute path")
+    """The host's /run, as this process sees it."""
+    swarm_dir: _Folder = Field(Path("/var/lib/docker/swarm"), description="give an absolute path")
+    """Where the engine keeps the Swarm's state and certificates."""
+    socket: _SocketPath = Field(
+        Path("/run/docker/plugins/pyoverlay.sock"),
+        description=f"give an absolute path of at most {MAX_SOCKET_PATH} bytes",
+    )
+    """The Unix socket that the engine connects to."""
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings from *environ*.
+
+    Raises SettingsError that lists everything wrong, unknown `PYOVERLAY_*` names included: a
+    misspelt setting that silently does nothing is worse than none.
+    """
+    given = {name[len(PREFIX) :]: text for name, text in environ.items() if name.startswith(PREFIX)}
+    known = {field.upper(): field for field in Settings.model_fields}
+    problems = [_unknown(name, known) for name in given if name not in known]
+    found = {known[name]: text.strip() for name, text in given.items() if name in known and text.strip()}
+    try:
+        settings = Settings.model_validate(found)
+    except ValidationError as error:
+        problems += [_wrong(detail, found) for detail in error.errors(include_url=False)]
+    if problems:
+        raise SettingsError(tuple(problems))
+    return settings
+
+
+def _unknown(name: str, known: Mapping[str, str]) -> str:
+    close = get_close_matches(name.upper(), known, n=1)
+    way_out = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"{PREFIX}{name}: there is no such setting: {way_out}"
+
+
+def _wrong(detail: ErrorDetails, found: Mapping[str, str]) -> str:
+    field = str(detail["loc"][0])
+    way_out = Settings.model_fields[field].description
+    return f"{PREFIX}{field.upper()}: {found[field]!r} is not valid: {way_out}"

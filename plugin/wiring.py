@@ -1,0 +1,129 @@
+"""The composition root: which parts there are, and how they fit together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import TypeVar
+
+from flask import Flask
+
+from driver.control import ControlPlane
+from driver.control.memory import MemoryControlPlane
+from driver.disk import FileDisk
+from driver.engine import Engine
+from driver.kernel.netlink import NetlinkKernel
+from driver.peering import Peering
+from driver.service import OverlayService
+from driver.store import Store
+from driver.values import Prefix
+from ipam.service import IpamService
+from ipam.store import FileStore
+from plugin.app import create_app
+from plugin.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_SCOPE_POLL = 1.0
+"""Seconds between looks whether the host has joined or left a Swarm."""
+
+
+def scope_of(settings: Settings) -> str:
+    """Return ``global`` in a Swarm and ``local`` outside, unless the user decided.
+
+    The engine starts its plugins before its API is up, so it is the Swarm's folder that tells:
+    docker-state.json is there while the node is, or wants to be, in a Swarm (moby daemon/cluster).
+    """
+    if settings.scope != "auto":
+        return settings.scope
+    return "global" if (settings.swarm_dir / "docker-state.json").exists() else "local"
+
+
+class Runtime:
+    """Everything that runs behind the HTTP application of one worker process."""
+
+    def __init__(self, settings: Settings, restart: Callable[[str], None]) -> None:
+        """Load the state; *restart* ends the process with a reason, to be started anew.
+
+        Raises driver and ipam StoreErrors when what is on disk cannot be used.
+        """
+        self._settings = settings
+        self._restart = restart
+        self._scope = scope_of(settings)
+        self._netns_dir = settings.run_dir / "netns"
+        self._store = Store(FileDisk(settings.state_dir / "state.json"))
+        self._engine = Engine(self._store, NetlinkKernel(self._netns_dir))
+        self._peering = Peering(self._store, self._control_plane())
+        self._overlay = OverlayService(
+            self._store,
+            self._engine,
+            self._peering,
+            scope=self._scope,
+            default_port=settings.vxlan_port,
+            fixed_vtep=settings.vtep is not None,
+        )
+        self._ipam = IpamService(
+            FileStore(settings.state_dir / "ipam.json"),
+            routes=self._host_routes,
+            in_use=lambda prefix, address: self._overlay.in_use(address),
+            networks=self._local_prefixes,
+        )
+        self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_scope, name="scope", daemon=True)
+
+    def start(self) -> Flask:
+        """Start the threads and return the application."""
+        log.info(
+            "scope %s, state in %s, namespaces in %s", self._scope, self._settings.state_dir, self._netns_dir
+        )
+        self._set_vtep()
+        self._engine.start()
+        self._peering.start()
+        if self._settings.scope == "auto":
+            self._watcher.start()
+        return create_app(self._overlay, self._ipam)
+
+    def stop(self) -> None:
+        """Stop the threads; networks and containers go on. Who has left the Swarm withdraws."""
+        self._stopped.set()
+        self._peering.stop(leave=scope_of(self._settings) != self._scope)
+        self._engine.stop()
+
+    def _control_plane(self) -> ControlPlane:
+        return MemoryControlPlane(self._store.state.host.id)
+
+    def _set_vtep(self) -> None:
+        """Take the VTEP address that the user gave; without Swarm, that of the default route."""
+        vtep = self._settings.vtep
+        if vtep is None and self._scope == "local":
+            vtep = self._ask_kernel(NetlinkKernel.default_source)
+        if vtep is not None:
+            self._store.update(lambda state: replace(state, host=replace(state.host, vtep=vtep)))
+
+    def _watch_scope(self) -> None:
+        """The engine asks for our scope once; when the right answer changes, it has to ask again."""
+        while not self._stopped.wait(_SCOPE_POLL):
+            if scope_of(self._settings) != self._scope:
+                self._restart(f"the host is {'no longer' if self._scope == 'global' else 'now'} in a Swarm")
+                return
+
+    def _host_routes(self) -> Collection[Prefix]:
+        return self._ask_kernel(NetlinkKernel.routes)
+
+    def _local_prefixes(self) -> Collection[Prefix]:
+        if self._scope == "global":
+            return ()
+        networks = self._store.state.networks.values()
+        return [subnet.prefix for n in networks for segment in n.segments for subnet in segment.subnets]
+
+    def _ask_kernel(self, question: Callable[[NetlinkKernel], _T]) -> _T:
+        """Ask with a socket of our own: the engine's belongs to its thread."""
+        kernel = NetlinkKernel(self._netns_dir)
+        try:
+            return question(kernel)
+        finally:
+            kernel.close()

@@ -1,0 +1,58 @@
+"""A whole process on stand-in services: `python -m tests.contract.stub`, settings from the environment.
+
+An endpoint whose id begins with "slow" takes seconds to join; to discover 192.0.2.75 asks for a restart.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from flask import Flask
+
+from driver.errors import StoreError
+from driver.service import Attachment
+from driver.values import Address
+from plugin import logs, server, settings
+from plugin.app import create_app
+from tests.contract.services import FakeAddresses, FakeNetworks
+
+SLOW = 1.5
+
+
+class _Networks(FakeNetworks):
+    def __init__(self, restart: server.Restart) -> None:
+        super().__init__()
+        self._restart = restart
+
+    def join(self, network: str, endpoint: str, sandbox: str) -> Attachment:
+        if endpoint.startswith("slow"):
+            time.sleep(SLOW)
+        if endpoint.startswith("stuck"):
+            time.sleep(60)
+        return super().join(network, endpoint, sandbox)
+
+    def node_discovered(self, address: Address, *, is_self: bool) -> None:
+        if str(address) == "192.0.2.75":
+            self._restart("the test wants it")
+
+
+class StubRuntime:
+    def __init__(self, chosen: settings.Settings, restart: server.Restart) -> None:
+        self._state_dir = chosen.state_dir
+        self._restart = restart
+
+    def start(self) -> Flask:
+        if (self._state_dir / "damaged").exists():
+            raise StoreError("state.json: it is damaged; move it away")
+        print(f"runtime started in {os.getpid()}", flush=True)
+        return create_app(_Networks(self._restart), FakeAddresses())
+
+    def stop(self) -> None:
+        print(f"runtime stopped in {os.getpid()}", flush=True)
+
+
+if __name__ == "__main__":
+    chosen = settings.load(os.environ)
+    logs.set_up(chosen.log_level)
+    server.serve(chosen, StubRuntime, preload=("plugin.app",))

@@ -1,0 +1,51 @@
+"""One Swarm of mixed engines with the plugin on every node serves all tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.containers import DRIVER, Playground, playground
+from tests.lab import Host, Lab, build_plugin
+
+ENGINES = ("28.5", "20.10", "26.1")
+ROOT = Path(__file__).parent.parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("lab")
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The built plugin: a folder with config.json and rootfs/."""
+    return build_plugin(ROOT)
+
+
+def put(host: Host, built: Path, **settings: str) -> None:
+    """Install the plugin on a host as an operator's `plugin install` does, from the built folder."""
+    config = json.loads((built / "config.json").read_text())
+    host.put_plugin(built / "rootfs", config, DRIVER, settings={"PYOVERLAY_LOG_LEVEL": "debug", **settings})
+
+
+@pytest.fixture(scope="session")
+def lab(built: Path) -> Iterator[Lab]:
+    """Three hosts in a Swarm: a manager and two workers, engines of three ages."""
+    with Lab(engines=ENGINES) as lab:
+        lab.swarm()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda host: put(host, built), lab.hosts))
+        yield lab
+
+
+@pytest.fixture
+def ground(lab: Lab) -> Iterator[Playground]:
+    """Makes networks, containers and services that are gone after the test."""
+    with playground(lab) as ground:
+        yield ground

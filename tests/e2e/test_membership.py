@@ -1,0 +1,100 @@
+"""Nodes that come and go, and what is left when everything is removed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from tests.e2e.conftest import put
+from tests.e2e.containers import NOTHING, Playground, eventually, ours, removed
+from tests.lab import Host, Lab
+
+
+def rows(host: Host, network_id: str) -> set[str]:
+    """The VTEPs that a host forwards a network's frames to."""
+    shown = host.run(
+        ["ip", "netns", "exec", f"pyoverlay-{network_id[:12]}", "bridge", "-j", "fdb"], check=False
+    )
+    return {row["dst"] for row in json.loads(shown.stdout or "[]") if "dst" in row}
+
+
+def test_a_node_joins_later_and_leaves_again(ground: Playground, built: Path) -> None:
+    """The others are right within the second, both times."""
+    lab = ground.lab
+    network = ground.network()
+    identity = ground.manager.docker("network", "inspect", "-f", "{{.Id}}", network)
+    old = ground.everywhere(network)
+    late = lab.add_host("28.5")
+    try:
+        lab.join(late)
+        put(late, built)
+        lab.wait_ready()
+        new = eventually(lambda: ground.run(late, network), 30)
+        for container in old:
+            assert container.pings(new.address(network), wait=1)
+            assert new.pings(container.address(network), wait=1)
+        assert late.address in rows(old[0].host, identity)
+
+        new.remove()
+        assert eventually(lambda: late.address not in rows(old[0].host, identity), timeout=1)
+        ground.run(late, network)
+        assert eventually(lambda: late.address in rows(old[0].host, identity), timeout=1)
+        late.docker("swarm", "leave")
+        left = time.monotonic()
+        assert eventually(lambda: late.address not in rows(old[1].host, identity), timeout=1)
+        print(f"rows gone {time.monotonic() - left:.2f} s after the node left")
+        assert eventually(lambda: ours(late) == NOTHING, 20), ours(late)
+    finally:
+        lab.remove_host(late)
+        ground.manager.docker("node", "rm", "-f", late.name, check=False)
+
+
+def test_nothing_is_left_when_everything_is_removed(ground: Playground) -> None:
+    network = ground.network()
+    service = ground.service(network, 6, "--endpoint-mode", "dnsrr")
+    ground.wait_tasks(service, 6)
+    containers = ground.everywhere(network)
+    assert all(ours(host)["namespaces"] for host in ground.lab.hosts)
+    for container in containers:
+        container.remove()
+    ground.manager.docker("service", "rm", service)
+    assert eventually(lambda: removed(ground.manager, network), 30)
+    for host in ground.lab.hosts:
+        assert eventually(lambda h=host: ours(h) == NOTHING, 20), ours(host)  # type: ignore[misc]
+        assert eventually(lambda h=host: state(h) == {"networks": [], "endpoints": []}, 20), state(host)  # type: ignore[misc]
+    assert eventually(lambda: state(ground.manager, "allocations") == {"allocations": {}}, 20)
+    assert eventually(lambda: store_keys(ground.lab, "endpoints/") == 0, 20)
+
+
+def state(host: Host, *names: str) -> dict[str, object]:
+    """What the plugin has on disk."""
+    identity = host.docker("plugin", "inspect", "-f", "{{.Id}}", "pyoverlay:latest")
+    file = host.path(f"/var/lib/docker/plugins/{identity}/propagated-mount/state.json")
+    document = json.loads(file.read_text())["state"]
+    return {name: document[name] for name in names or ("networks", "endpoints")}
+
+
+def store_keys(lab: Lab, under: str) -> int:
+    """How many keys the store on the leader has, asked with the leader's own certificate."""
+    import base64
+    import tempfile
+
+    leader = lab.hosts[0]
+    folder = leader.path("/var/lib/docker/swarm/certificates")
+    prefix = f"/pyoverlay/v1/{under}".encode()
+    end = prefix[:-1] + bytes([prefix[-1] + 1])
+    body = {
+        "key": base64.b64encode(prefix).decode(),
+        "range_end": base64.b64encode(end).decode(),
+        "count_only": True,
+    }
+    with tempfile.NamedTemporaryFile("w") as key:
+        lines = (folder / "swarm-node.key").read_text().splitlines()
+        key.write("\n".join(line for line in lines if ":" not in line) + "\n")
+        key.flush()
+        argv = ["curl", "-s", "--fail", "--cacert", str(folder / "swarm-root-ca.crt"), "--cert"]
+        argv += [str(folder / "swarm-node.crt"), "--key", key.name, "--resolve"]
+        argv += [f"swarm-manager:2389:{leader.address}", "https://swarm-manager:2389/v3/kv/range"]
+        answer = leader.run([*argv, "-d", json.dumps(body)]).stdout
+    return int(json.loads(answer).get("count", 0))

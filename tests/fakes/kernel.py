@@ -1,0 +1,250 @@
+"""A kernel in memory, by the rules of the real one (tests/kernel/test_contract.py holds it to them).
+
+It is a data plane, not a recorder of calls: ask it where a frame goes (`reaches`, `answers`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from driver.errors import KernelError
+from driver.model import Underlay
+from driver.objects import (
+    FLOOD_MAC,
+    Bridge,
+    BridgeAddress,
+    FdbEntry,
+    KernelObject,
+    KernelState,
+    Key,
+    Kind,
+    Namespace,
+    Neighbour,
+    Port,
+    Vxlan,
+    parent,
+)
+from driver.plan import Op, Set
+from driver.values import Address, Mac, Prefix, Vni
+
+_T = TypeVar("_T", Namespace, Bridge, BridgeAddress, Vxlan, Port, FdbEntry, Neighbour)
+
+LONGEST_NAME = 15
+MTUS = range(68, 65536)
+
+
+class FakeKernel:
+    """The Kernel protocol on a dict.
+
+    Tests may look at and change everything: *objects* is what is there (change it to play the
+    careless hand), *host_devices* what the host's own namespace holds (a container end, by
+    name, until the engine takes it), *busy* the VNIs that strangers have, *applied* the
+    operations so far.
+    """
+
+    def __init__(self) -> None:
+        self.objects: dict[Key, KernelObject] = {}
+        self.host_devices: dict[str, str] = {}
+        """Device name -> alias; one without our alias is a stranger's."""
+        self.busy: set[tuple[Vni, int]] = set()
+        self.applied: list[Op] = []
+        self.underlays: dict[Address | None, Underlay] = {}
+        self.source: Address | None = None
+        self.host_routes: frozenset[Prefix] = frozenset()
+        self.closed = False
+        self._failures: list[tuple[Kind, int]] = []
+        self._read_failures: list[int] = []
+
+    # What the driver sees.
+
+    def namespaces(self) -> Collection[str]:
+        return sorted(key[1] for key in self.objects if key[0] == Kind.NAMESPACE)
+
+    def read(self, namespace: str) -> KernelState:
+        if self._read_failures:
+            number = self._read_failures.pop(0)
+            raise KernelError(f"cannot read {namespace}: {os.strerror(number)}", number)
+        return {key: obj for key, obj in self.objects.items() if key[1] == namespace}
+
+    def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
+        failures: dict[Key, KernelError] = {}
+        for op in ops:
+            self.applied.append(op)
+            obj = op.want if isinstance(op, Set) else op.have
+            try:
+                self._fail_if_asked(obj)
+                if isinstance(op, Set):
+                    self._set(op.want)
+                else:
+                    self._delete(obj.key)
+            except KernelError as failure:
+                failures[obj.key] = failure
+        return failures
+
+    def underlay(self, vtep: Address | None) -> Underlay | None:
+        return self.underlays.get(vtep)
+
+    def default_source(self) -> Address | None:
+        return self.source
+
+    def routes(self) -> Collection[Prefix]:
+        return self.host_routes
+
+    def close(self) -> None:
+        self.closed = True
+
+    # What tests arrange.
+
+    def fail_next(self, kind: Kind, number: int, times: int = 1) -> None:
+        """Refuse the next *times* operations on objects of *kind* with errno *number*."""
+        self._failures += [(kind, number)] * times
+
+    def fail_next_read(self, number: int, times: int = 1) -> None:
+        """Refuse the next *times* reads."""
+        self._read_failures += [number] * times
+
+    def heal(self) -> None:
+        """Forget the failures asked for."""
+        self._failures.clear()
+        self._read_failures.clear()
+
+    def lose(self, key: Key) -> None:
+        """Remove an object, and what goes with it, behind the driver's back."""
+        self._delete(key)
+
+    def take(self, device: str) -> str:
+        """Move a container end out of the host's namespace, as the engine does; return its alias."""
+        return self.host_devices.pop(device)
+
+    # What tests ask.
+
+    def of(self, namespace: str, kind: Kind) -> list[KernelObject]:
+        """All objects of one kind, in order of their keys."""
+        return [obj for key, obj in sorted(self.objects.items()) if key[:2] == (kind, namespace)]
+
+    def reaches(self, namespace: str, bridge: str, mac: Mac) -> frozenset[str | Address]:
+        """Where a frame to *mac* on *bridge* comes out: container ends by name, other hosts by VTEP.
+
+        An unknown, broadcast (FLOOD_MAC stands for it too) or multicast address is flooded.
+        """
+        ports = [p for p in self._all(Port, namespace) if p.bridge == bridge]
+        here = [p.peer for p in ports if p.peer_mac == mac]
+        if here:
+            return frozenset(here)
+        tunnels = {v.name for v in self._all(Vxlan, namespace) if v.bridge == bridge}
+        rows = [row for row in self._all(FdbEntry, namespace) if row.device in tunnels]
+        exact = [row.vtep for row in rows if row.mac == mac != FLOOD_MAC]
+        if exact:
+            return frozenset(exact)
+        return frozenset([*(p.peer for p in ports), *(row.vtep for row in rows if row.mac == FLOOD_MAC)])
+
+    def answers(self, namespace: str, bridge: str, address: Address) -> Mac | None:
+        """The MAC that this host answers an ARP or ND question for *address* on *bridge* with."""
+        for own in self._all(BridgeAddress, namespace):
+            if own.device == bridge and own.interface.ip == address:
+                above = self.objects[(Kind.BRIDGE, namespace, bridge, "")]
+                return above.mac if isinstance(above, Bridge) else None
+        tunnels = {v.name for v in self._all(Vxlan, namespace) if v.bridge == bridge}
+        rows = (n for n in self._all(Neighbour, namespace) if n.device in tunnels and n.address == address)
+        return next((row.mac for row in rows), None)
+
+    # The rules.
+
+    def _set(self, want: KernelObject) -> None:
+        above = parent(want)
+        if above and above not in self.objects:
+            raise _refused(want, errno.ENODEV)
+        match want:
+            case Bridge():
+                _check_device(want.name, want.mtu, want)
+            case Vxlan():
+                self._set_vxlan(want)
+            case Port():
+                self._set_port(want)
+            case FdbEntry():
+                tunnel = self.objects[(Kind.VXLAN, want.namespace, want.device, "")]
+                if isinstance(tunnel, Vxlan) and _family(tunnel.local) != want.vtep.version:
+                    raise _refused(want, errno.EAFNOSUPPORT)
+        self.objects[want.key] = want
+
+    def _set_vxlan(self, want: Vxlan) -> None:
+        _check_device(want.name, want.mtu, want)
+        self._check_bridge(want, want.bridge)
+        have = self.objects.get(want.key)
+        if isinstance(have, Vxlan) and _fixed(have) != _fixed(want):
+            self._delete(have.key)  # and its rows
+        others = {(v.vni, v.port) for v in self._all(Vxlan) if v.key != want.key}
+        if (want.vni, want.port) in others | self.busy:
+            raise _refused(want, errno.EEXIST)
+
+    def _set_port(self, want: Port) -> None:
+        _check_device(want.name, want.mtu, want)
+        self._check_bridge(want, want.bridge)
+        have = self.objects.get(want.key)
+        if have is not None:
+            return
+        if not want.create:
+            raise _refused(want, errno.ENODEV)
+        _check_device(want.peer, want.mtu, want)
+        if not self.host_devices.get(want.peer, want.alias).startswith("pyoverlay "):
+            raise _refused(want, errno.EEXIST)
+        for port in [p for p in self._all(Port) if p.peer == want.peer and want.peer in self.host_devices]:
+            self._delete(port.key)  # a stale pair: its other end goes with it
+        self.host_devices[want.peer] = want.alias
+
+    def _check_bridge(self, want: KernelObject, bridge: str) -> None:
+        if (Kind.BRIDGE, want.key[1], bridge, "") not in self.objects:
+            raise _refused(want, errno.ENODEV)
+
+    def _delete(self, key: Key) -> None:
+        gone = self.objects.pop(key, None)
+        if gone is None:
+            return
+        if isinstance(gone, Port) and self.host_devices.get(gone.peer) == gone.alias:
+            del self.host_devices[gone.peer]
+        if isinstance(gone, Bridge):
+            for port in [*self._all(Port, gone.namespace), *self._all(Vxlan, gone.namespace)]:
+                if port.bridge == gone.name:
+                    self.objects[port.key] = replace(port, bridge="")
+        for child in [obj.key for obj in self.objects.values() if parent(obj) == key]:
+            self._delete(child)
+
+    def _fail_if_asked(self, obj: KernelObject) -> None:
+        for number, (kind, reason) in enumerate(self._failures):
+            if kind == obj.key[0]:
+                del self._failures[number]
+                raise _refused(obj, reason)
+
+    def _all(self, kind: type[_T], namespace: str = "") -> Iterable[_T]:
+        return [o for o in self.objects.values() if isinstance(o, kind) and namespace in ("", o.key[1])]
+
+
+def present(*objects: KernelObject) -> FakeKernel:
+    """Build a kernel that holds *objects* already, as after a restart of the driver."""
+    kernel = FakeKernel()
+    kernel.apply([Set(obj) for obj in sorted(objects, key=lambda obj: obj.key)])
+    kernel.applied.clear()
+    return kernel
+
+
+def _fixed(vxlan: Vxlan) -> tuple[Vni, int, int]:
+    return (vxlan.vni, vxlan.port, _family(vxlan.local))
+
+
+def _family(local: Address | None) -> int:
+    return local.version if local else 4
+
+
+def _check_device(name: str, mtu: int, obj: KernelObject) -> None:
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise _refused(obj, errno.ERANGE)
+    if mtu not in MTUS:
+        raise _refused(obj, errno.EINVAL)
+
+
+def _refused(obj: KernelObject, number: int) -> KernelError:
+    return KernelError(f"cannot set {obj.key}: {os.strerror(number)}", number)

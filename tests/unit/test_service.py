@@ -1,0 +1,387 @@
+"""The use cases, on the fake kernel and the in-memory control plane: several hosts in one process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from driver.control.memory import MemoryControlPlane, MemoryStore
+from driver.desired import container_name, namespace_name, port_name
+from driver.disk import MemoryDisk
+from driver.engine import Engine
+from driver.errors import BadRequest, Conflict, KernelError, NotFound, Unsupported
+from driver.model import Host, Phase, Subnet, Underlay
+from driver.objects import FLOOD_MAC, FdbEntry, Kind, Neighbour, Port, Vxlan
+from driver.options import REFUSED
+from driver.peering import Peering
+from driver.service import OverlayService, Route
+from driver.state import State
+from driver.store import Store
+from driver.values import EndpointId, NetworkId, NodeId
+from tests.fakes.kernel import FakeKernel
+
+NET = "u4m9hzge31tsafr3nembuizn6"
+SUBNETS = [Subnet(ip_network("10.62.0.0/24"), ip_address("10.62.0.1"))]
+EP = "1190b22f0dca88e806d152ce692e707479adaf839f66ae938923d1e9d8514bf3"
+EP2 = "c7d39e386b757474db70f29e3c769d374ac77bfa0e3be0f78e87cb6838a5ff83"
+
+
+class Node:
+    """A host: the whole driver on a fake kernel."""
+
+    def __init__(self, number: int, cluster: MemoryStore, scope: str = "global") -> None:
+        state = State(Host(NodeId(f"node{number}"), ip_address(f"192.0.2.{number}")))
+        self.disk = MemoryDisk(state)
+        self.kernel = FakeKernel()
+        self.cluster = cluster
+        self.scope = scope
+        self.begin()
+
+    def begin(self) -> None:
+        self.store = Store(self.disk)
+        self.engine = Engine(self.store, self.kernel, audit_interval=60)
+        self.peering = Peering(self.store, MemoryControlPlane(self.store.state.host.id, self.cluster))
+        self.service = OverlayService(self.store, self.engine, self.peering, scope=self.scope)
+        self.engine.start()
+        self.peering.start()
+
+    def end(self) -> None:
+        self.peering.stop(leave=False)
+        self.engine.stop()
+
+    def create(self, options: dict[str, str] | None = None, network: str = NET) -> None:
+        self.service.create_network(network, options or {}, SUBNETS, internal=False)
+
+    def attach(self, endpoint: str, address: str, network: str = NET) -> None:
+        self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/24")], None, {})
+        self.service.join(network, endpoint, "/run/docker/netns/x")
+
+    def detach(self, endpoint: str, network: str = NET) -> None:
+        self.service.leave(network, endpoint)
+        self.service.delete_endpoint(network, endpoint)
+
+    def rows(self, network: str = NET) -> dict[str, str]:
+        have = self.kernel.read(namespace_name(NetworkId(network)))
+        fdb = {o.mac: str(o.vtep) for o in have.values() if isinstance(o, FdbEntry) and o.mac != FLOOD_MAC}
+        return {str(o.address): fdb[o.mac] for o in have.values() if isinstance(o, Neighbour)}
+
+    def floods(self, network: str = NET) -> set[str]:
+        have = self.kernel.read(namespace_name(NetworkId(network)))
+        return {str(o.vtep) for o in have.values() if isinstance(o, FdbEntry) and o.mac == FLOOD_MAC}
+
+
+@pytest.fixture
+def cluster() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def nodes(cluster: MemoryStore) -> Iterator[list[Node]]:
+    made = [Node(number, cluster) for number in (1, 2, 3)]
+    yield made
+    for node in made:
+        node.end()
+
+
+def test_nothing_is_made_before_the_first_join_and_nothing_is_left_after_the_last(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    node.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+    assert list(node.kernel.namespaces()) == []
+    attachment = node.service.join(NET, EP, "/run/docker/netns/x")
+    assert attachment.interface == container_name(EndpointId(EP))
+    assert len(attachment.interface) <= 15
+    kinds = {key[0] for key in node.kernel.read(namespace_name(NetworkId(NET)))}
+    assert kinds == {Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN, Kind.PORT}
+    node.detach(EP)
+    assert list(node.kernel.namespaces()) == []
+    node.service.delete_network(NET)
+    assert node.store.state.networks == {}
+
+
+def test_a_joined_container_is_known_everywhere_when_join_returns(nodes: list[Node]) -> None:
+    one, two, three = nodes
+    for node in nodes:
+        node.create()
+    one.attach(EP, "10.62.0.4")
+    two.attach(EP2, "10.62.0.5")
+    assert two.rows() == {"10.62.0.4": "192.0.2.1"}
+    assert two.floods() == {"192.0.2.1"}
+    assert _soon(lambda: one.rows() == {"10.62.0.5": "192.0.2.2"})
+    assert list(three.kernel.namespaces()) == []
+    two.detach(EP2)
+    assert _soon(lambda: one.rows() == {} and one.floods() == set())
+
+
+def test_the_mac_is_dockers_unless_the_engine_gives_one(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    assert (
+        node.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {}) == "02:42:0a:3e:00:04"
+    )
+    given = node.service.create_endpoint(
+        NET,
+        EP2,
+        [ip_interface("10.62.0.5/24")],
+        "02:42:aa:bb:cc:dd",
+        {},  # type: ignore[arg-type]
+    )
+    assert given is None, "a MAC that the engine gave must not be echoed"
+
+
+def test_calls_may_be_repeated_and_come_for_unknown_objects(nodes: list[Node]) -> None:
+    node = nodes[0]
+    service = node.service
+    service.delete_endpoint(NET, EP)
+    service.leave(NET, EP)
+    service.delete_network(NET)
+    service.free_network(NET)
+    for _ in range(2):
+        node.create()
+    for _ in range(2):
+        node.attach(EP, "10.62.0.4")
+    for _ in range(2):
+        service.leave(NET, EP)
+    for _ in range(2):
+        service.delete_endpoint(NET, EP)
+    assert list(node.kernel.namespaces()) == []
+
+
+def test_unknown_networks_and_endpoints_are_named(nodes: list[Node]) -> None:
+    service = nodes[0].service
+    with pytest.raises(NotFound, match=f"network {NET} is not known"):
+        service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+    nodes[0].create()
+    with pytest.raises(NotFound, match=f"endpoint {EP}"):
+        service.join(NET, EP, "")
+
+
+def test_delete_endpoint_without_leave_and_delete_network_with_endpoints(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    node.attach(EP, "10.62.0.4")
+    node.attach(EP2, "10.62.0.5")
+    node.service.delete_endpoint(NET, EP)
+    assert port_name(EndpointId(EP)) not in str(node.kernel.read(namespace_name(NetworkId(NET))))
+    node.service.delete_network(NET)
+    assert list(node.kernel.namespaces()) == []
+    assert node.store.state.endpoints == {}
+
+
+def test_a_join_that_the_kernel_refuses_leaves_nothing_half_made(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    node.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+    node.kernel.fail_next(Kind.VXLAN, 17)
+    with pytest.raises(KernelError):
+        node.service.join(NET, EP, "")
+    assert list(node.kernel.namespaces()) == []
+    assert node.store.state.endpoints[EndpointId(EP)].phase is Phase.CREATED
+    node.service.join(NET, EP, "")
+    assert namespace_name(NetworkId(NET)) in node.kernel.namespaces()
+
+
+def test_one_networks_trouble_does_not_hold_up_another(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    node.service.create_network("othernetwork", {}, SUBNETS, internal=False)
+    node.kernel.fail_next(Kind.VXLAN, 17)
+    with pytest.raises(KernelError):
+        node.attach(EP, "10.62.0.4")
+    node.attach(EP2, "10.62.0.5", "othernetwork")
+
+
+def test_a_port_is_not_made_anew_when_its_container_died(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    node.attach(EP, "10.62.0.4")
+    node.attach(EP2, "10.62.0.5")
+    have = node.kernel.read(namespace_name(NetworkId(NET)))
+    port = next(o for o in have.values() if isinstance(o, Port) and EP[:11] in o.name)
+    node.kernel.drop(port.key)
+    node.store.update(lambda s: replace(s, host=replace(s.host, vtep=ip_address("192.0.2.99"))))
+    assert _soon(lambda: _vxlan(node).local == ip_address("192.0.2.99"))
+    assert port.key not in node.kernel.read(namespace_name(NetworkId(NET)))
+
+
+def test_subnets_are_routed_by_the_own_gateway(nodes: list[Node]) -> None:
+    other = Subnet(ip_network("10.63.0.0/24"), ip_address("10.63.0.1"))
+    node = nodes[0]
+    node.service.create_network(NET, {}, [*SUBNETS, other], internal=False)
+    node.service.create_endpoint(NET, EP, [ip_interface("10.63.0.7/24")], None, {})
+    routes = node.service.join(NET, EP, "").routes
+    assert routes == (Route(SUBNETS[0].prefix, ip_address("10.63.0.1")),)
+
+
+def test_addresses_outside_of_the_network_are_refused(nodes: list[Node]) -> None:
+    nodes[0].create()
+    with pytest.raises(BadRequest, match=r"10\.99\.0\.4.*10\.62\.0\.0/24"):
+        nodes[0].service.create_endpoint(NET, EP, [ip_interface("10.99.0.4/24")], None, {})
+    with pytest.raises(BadRequest, match="IPAM driver must give an address"):
+        nodes[0].service.create_endpoint(NET, EP, [], None, {})
+
+
+def test_a_live_duplicate_address_is_refused_outside_of_a_swarm(cluster: MemoryStore) -> None:
+    node = Node(1, cluster, scope="local")
+    try:
+        node.create()
+        node.attach(EP, "10.62.0.4")
+        with pytest.raises(Conflict, match=r"10\.62\.0\.4 is used by endpoint 1190b22f0dca"):
+            node.attach(EP2, "10.62.0.4")
+        node.service.leave(NET, EP)
+        node.attach(EP2, "10.62.0.4")
+    finally:
+        node.end()
+
+
+def test_a_vtep_that_nobody_announced_is_a_clear_refusal(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.store.update(lambda s: replace(s, host=replace(s.host, vtep=None)))
+    node.create()
+    with pytest.raises(Unsupported, match="PYOVERLAY_VTEP"):
+        node.attach(EP, "10.62.0.4")
+    node.service.node_discovered(ip_address("192.0.2.1"), is_self=True)
+    node.service.join(NET, EP, "")
+
+
+def test_a_vtep_on_no_device_is_a_clear_refusal(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.kernel.underlay_is(None)
+    node.create()
+    with pytest.raises(KernelError, match=r"192\.0\.2\.1 is on no device"):
+        node.attach(EP, "10.62.0.4")
+    node.kernel.underlay_is(Underlay("eth0", 1400))
+    node.service.join(NET, EP, "")
+    assert _vxlan(node).mtu == 1350
+
+
+def test_what_other_nodes_announce_of_themselves_is_only_a_hint(nodes: list[Node]) -> None:
+    before = nodes[0].store.state
+    nodes[0].service.node_discovered(ip_address("192.0.2.2"), is_self=False)
+    nodes[0].service.node_lost(ip_address("192.0.2.2"))
+    assert nodes[0].store.state == before
+
+
+class TestAllocation:
+    """The Swarm leader's part."""
+
+    def test_every_option_is_echoed_with_the_choice(self, nodes: list[Node]) -> None:
+        answer = nodes[0].service.allocate_network(NET, {"com.docker.network.driver.mtu": "1400"}, SUBNETS)
+        assert answer["com.docker.network.driver.mtu"] == "1400"
+        assert int(answer["vni"]) >= 1 << 23
+        assert answer["vxlan_port"] == "4789"
+
+    def test_any_leader_gives_the_same_answer_and_honours_a_former_ones(self, nodes: list[Node]) -> None:
+        first = nodes[0].service.allocate_network(NET, {"mtu": "1400"}, SUBNETS)
+        assert nodes[1].service.allocate_network(NET, {"mtu": "1400"}, SUBNETS) == first
+        assert nodes[0].service.allocate_network(NET, first, SUBNETS) == first
+        assert nodes[2].service.allocate_network(NET, first, SUBNETS) == first
+
+    def test_a_stale_record_gives_way_to_a_replay(self, nodes: list[Node]) -> None:
+        service = nodes[0].service
+        old = service.allocate_network("oldnetwork", {"vni": "70001"}, SUBNETS)
+        assert service.allocate_network("newnetwork", old, SUBNETS) == old
+        assert "oldnetwork" not in nodes[0].store.state.allocations
+
+    def test_a_vni_in_use_is_refused_on_the_node_with_the_leaders_sentence(self, nodes: list[Node]) -> None:
+        service = nodes[0].service
+        service.allocate_network("oldnetwork", {"vni": "70001"}, SUBNETS)
+        answer = service.allocate_network(NET, {"vni": "70001"}, SUBNETS)
+        assert "70001 is used" in answer[REFUSED]
+        with pytest.raises(BadRequest, match="70001 is used"):
+            nodes[1].create(dict(answer))
+        service.free_network("oldnetwork")
+        assert REFUSED not in service.allocate_network(NET, answer, SUBNETS)
+
+    def test_bad_options_reach_the_node_as_they_are_explained(self, nodes: list[Node]) -> None:
+        answer = nodes[0].service.allocate_network(NET, {"mtu": "12"}, SUBNETS)
+        with pytest.raises(BadRequest, match="mtu: '12'"):
+            nodes[1].service.check_network(answer)
+
+
+def test_a_restart_adopts_and_changes_nothing(nodes: list[Node]) -> None:
+    one, two, _ = nodes
+    for node in nodes:
+        node.create()
+    one.attach(EP, "10.62.0.4")
+    two.attach(EP2, "10.62.0.5")
+    assert _soon(lambda: one.rows() == {"10.62.0.5": "192.0.2.2"})
+    one.end()
+    before = dict(one.kernel.read(namespace_name(NetworkId(NET))))
+    one.kernel.operations.clear()
+    one.begin()
+    assert _soon(lambda: NetworkId(NET) in one.store.state.peers.synced)
+    _, revision = one.store.snapshot()
+    one.engine.wait(NetworkId(NET), revision, 5)
+    assert dict(one.kernel.read(namespace_name(NetworkId(NET)))) == before
+    assert one.kernel.operations == []
+
+
+def test_after_a_restart_with_the_store_away_nothing_is_removed(
+    nodes: list[Node], cluster: MemoryStore
+) -> None:
+    one, two, _ = nodes
+    for node in nodes:
+        node.create()
+    one.attach(EP, "10.62.0.4")
+    two.attach(EP2, "10.62.0.5")
+    assert _soon(lambda: one.rows() == {"10.62.0.5": "192.0.2.2"})
+    one.end()
+    cluster.set_away(True)
+    one.begin()
+    _, revision = one.store.snapshot()
+    one.engine.wait(NetworkId(NET), revision, 5)
+    assert one.rows() == {"10.62.0.5": "192.0.2.2"}
+    two.detach(EP2)
+    cluster.set_away(False)
+    assert _soon(lambda: one.rows() == {})
+
+
+def test_a_new_empty_store_cuts_nobody_off(nodes: list[Node], cluster: MemoryStore) -> None:
+    one, two, _ = nodes
+    for node in nodes:
+        node.create()
+    one.attach(EP, "10.62.0.4")
+    two.attach(EP2, "10.62.0.5")
+    assert _soon(lambda: one.rows() == {"10.62.0.5": "192.0.2.2"})
+    one.kernel.operations.clear()
+    cluster.replace()
+    two.detach(EP2)
+    assert _soon(lambda: one.rows() == {})
+
+
+def test_fifty_containers_at_once(nodes: list[Node]) -> None:
+    one, two, _ = nodes
+    one.create()
+    two.create()
+    two.attach(EP, "10.62.0.200")
+    threads = [
+        threading.Thread(target=one.attach, args=(f"{n:02d}{EP2[2:]}", f"10.62.0.{n}")) for n in range(10, 60)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert _soon(lambda: len(two.rows()) == 50)
+    assert one.store.state.joining == frozenset()
+
+
+def _vxlan(node: Node) -> Vxlan:
+    have = node.kernel.read(namespace_name(NetworkId(NET)))
+    return next(o for o in have.values() if isinstance(o, Vxlan))
+
+
+def _soon(question: object, timeout: float = 5.0) -> bool:
+    import time
+
+    assert callable(question)
+    deadline = time.monotonic() + timeout
+    while not question():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
