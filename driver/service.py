@@ -236,10 +236,21 @@ class OverlayService:
         """Take note; a peer's engine also says so when it only restarts, with its containers running."""
         log.info("the engine says that node %s is gone; the control plane decides", address)
 
-    def in_use(self, address: Address) -> bool:
-        """Return whether a container on this host has *address* in any network."""
+    def in_use(self, prefix: Prefix, address: Address) -> bool:
+        """Return whether a container of this host has *address* in a network with subnet *prefix*.
+
+        In a Swarm the leader decides who has an address, and after an unclean stop of the engine
+        records of dead containers remain: there the answer is always no.
+        """
+        if self.scope == "global":
+            return False
         state = self._store.state
-        return any(state.holder(network, address) is not None for network in state.networks)
+        return any(
+            subnet.prefix == prefix and state.holder(network.id, address) is not None
+            for network in state.networks.values()
+            for segment in network.segments
+            for subnet in segment.subnets
+        )
 
     def _parse(self, options: Mapping[str, str]) -> NetworkOptions:
         if REFUSED in options:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flask import Response, request
+from werkzeug.exceptions import ClientDisconnected
 
 from driver.errors import BadRequest
 from plugin import wire
@@ -83,8 +84,11 @@ def _body() -> bytes:
     """
     try:
         body = request.get_data(cache=False)
-    except OSError as error:
-        raise BadRequest(f"request body: it stopped coming ({error.strerror}); nothing was done") from error
+    except (OSError, ClientDisconnected) as error:
+        raise BadRequest("request body: it stopped coming; nothing was done") from error
+    # gunicorn hands on what there was when the sender hung up, and that may be valid by chance.
+    if len(body) < (request.content_length or 0):
+        raise BadRequest("request body: it stopped coming; nothing was done")
     if not body.strip():
         # A retry reuses a reader that the first attempt has emptied (moby pkg/plugins/client.go:
         # callWithRetry). Defaults in place of what was meant would do harm.

@@ -224,11 +224,14 @@ class _Worker(ThreadWorker):
         self, req: Request | None, client: socket.socket, addr: object, exc: BaseException
     ) -> None:
         """Answer what is not HTTP, or not ours to serve, in JSON; gunicorn would in HTML."""
-        status, reason = _http_status(exc)
-        message = (
-            f"request: {str(exc)[:200] or reason}; nothing was done" if status < 500 else "internal error"
-        )
-        log.warning("%d %s", status, message, exc_info=exc if status >= 500 else None)
+        found = next((_HTTP_STATUS[base] for base in type(exc).__mro__ if base in _HTTP_STATUS), None)
+        if found:
+            status, reason = found
+            message = f"request: {str(exc)[:200] or reason}; nothing was done"
+        else:
+            status, reason = 500, "Internal Server Error"
+            message = "internal error: the plugin's log has the details"
+        log.warning("%d %s", status, message, exc_info=None if found else exc)
         body = json.dumps({"Err": message, "Error": message})
         head = (
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\n"
@@ -246,11 +249,6 @@ _HTTP_STATUS: dict[type[Exception], tuple[int, str]] = {
     http.UnsupportedTransferCoding: (501, "Not Implemented"),
     http.ParseException: (400, "Bad Request"),
 }
-
-
-def _http_status(exc: BaseException) -> tuple[int, str]:
-    found = (_HTTP_STATUS[base] for base in type(exc).__mro__ if base in _HTTP_STATUS)
-    return next(found, (500, "Internal Server Error"))
 
 
 class _Logger(Logger):

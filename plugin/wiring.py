@@ -69,7 +69,7 @@ class Runtime:
         self._ipam = IpamService(
             FileStore(settings.state_dir / "ipam.json"),
             routes=self._host_routes,
-            in_use=lambda prefix, address: self._overlay.in_use(address),
+            in_use=self._overlay.in_use,
             networks=self._local_prefixes,
         )
         self._stopped = threading.Event()

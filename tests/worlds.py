@@ -96,8 +96,8 @@ def _segment(
         Vxlan(namespace, vxlan, vni, random.choice((4789, 4790)), local, bridge, mtu, alias),
     ]
     gateways = [f"{prefix4}.1/24", f"{prefix6}:1/64"]
-    for gateway in random.sample(gateways, random.randint(0, 2)):
-        found.append(BridgeAddress(namespace, bridge, ip_interface(gateway)))
+    chosen = random.sample(gateways, random.randint(0, 2))
+    found += [BridgeAddress(namespace, bridge, ip_interface(gateway)) for gateway in chosen]
     for port in random.sample(range(4), random.randint(0, 3)):
         peer = f"c{number}{segment}{port}"
         peer_mac = mac_of(IPv4Address(f"{prefix4}.{10 + port}"))
@@ -106,8 +106,8 @@ def _segment(
         addresses: list[Address] = [IPv4Address(f"{prefix4}.{host}"), IPv6Address(f"{prefix6}:{host}")]
         owner = mac_of(addresses[0])
         found.append(FdbEntry(namespace, vxlan, owner, _vtep(random, local)))
-        for address in random.sample(addresses, random.randint(1, 2)):
-            found.append(Neighbour(namespace, vxlan, address, _owner(random, owner)))
+        known = random.sample(addresses, random.randint(1, 2))
+        found += [Neighbour(namespace, vxlan, address, _owner(random, owner)) for address in known]
     found += [
         FdbEntry(namespace, vxlan, FLOOD_MAC, _vtep(random, local)) for _ in range(random.randint(0, 3))
     ]

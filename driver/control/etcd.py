@@ -13,11 +13,11 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from driver.control import Publication, View
-from driver.control.etcd_client import Compacted, EtcdClient, EtcdError, Snapshot, Watch
+from driver.control.etcd_client import EtcdClient, EtcdError, Snapshot, Watch
 from driver.control.etcd_publisher import EtcdPublisher
 from driver.control.exchange import Exchange, Link
 from driver.control.records import Scope, prefix, scope_of
@@ -153,74 +153,89 @@ class EtcdControlPlane:
 
     def _serve(self, client: EtcdClient, link: Link) -> None:
         """Read and watch on one member until it fails us, which ends in an EtcdError."""
-        self._catch_up(client, link)
+        while not self._exchange.stopping:
+            with self._exchange.changed:
+                ledger = self._exchange.ledger
+                scopes: list[Scope] = [None, *ledger.followed()]
+                kept = link.since.keys() & (set(scopes) - ledger.unread())
+                link.since = {scope: link.since[scope] for scope in kept}
+            watch = client.watch([prefix(scope) for scope in scopes])
+            try:
+                self._follow(client, link, watch, scopes)
+            except EtcdError:
+                if not self._has_more_to_follow(link):
+                    raise
+            finally:
+                with self._exchange.changed:
+                    link.watch = None
+                watch.close()
+
+    def _follow(self, client: EtcdClient, link: Link, watch: Watch, scopes: Sequence[Scope]) -> None:
+        """Read *scopes* and take in their changes until the connection ends or is interrupted.
+
+        The watch is there before the first record is read, so that nothing is between the two.
+        """
+        with self._exchange.changed:
+            link.watch = watch
+        watch.wait_open()
+        for first in range(0, len(scopes), _MAX_PREFIXES):
+            self._catch_up(client, link, scopes[first : first + _MAX_PREFIXES])
+        if self._exchange.link is not link:
+            self._connected(link)
+        self._tell()
+        if not self._has_more_to_follow(link):
+            self._take_changes(watch, link)
+
+    def _connected(self, link: Link) -> None:
         log.info("store connected: %s, cluster %s, revision %d", link.url, self._cluster, self._revision)
         self._complaints.clear()
         with self._exchange.changed:
             self._exchange.link = link
             self._exchange.changed.notify_all()
-        self._tell()
-        while not self._exchange.stopping:
-            try:
-                self._watch(client, link)
-            except Compacted:
-                link.since.clear()
-            self._catch_up(client, link)
-            self._tell()
 
-    def _catch_up(self, client: EtcdClient, link: Link) -> None:
-        """Read whatever is followed and has not been read over this link."""
-        with self._exchange.changed:
-            ledger = self._exchange.ledger
-            wanted: set[Scope] = {None, *ledger.followed()}
-            missing = list((wanted - link.since.keys()) | ledger.unread())
-            for scope in link.since.keys() - wanted:
+    def _catch_up(self, client: EtcdClient, link: Link, scopes: Sequence[Scope]) -> None:
+        """Read *scopes*: whole, or what has changed where they were read over this link before."""
+        snapshot = client.read({prefix(scope): link.since.get(scope, 0) for scope in scopes})
+        torn = [scope for scope in scopes if not self._take_snapshot(link, snapshot, scope)]
+        if torn:  # keys are gone, and only a whole reading tells which
+            snapshot = client.read({prefix(scope): 0 for scope in torn})
+            for scope in torn:
                 del link.since[scope]
-        for first in range(0, len(missing), _MAX_PREFIXES):
-            scopes = missing[first : first + _MAX_PREFIXES]
-            snapshot = client.read([prefix(scope) for scope in scopes])
-            self._take_snapshot(link, snapshot, scopes)
+                self._take_snapshot(link, snapshot, scope)
 
-    def _take_snapshot(self, link: Link, snapshot: Snapshot, scopes: Iterable[Scope]) -> None:
+    def _take_snapshot(self, link: Link, snapshot: Snapshot, scope: Scope) -> bool:
+        """Take in what *snapshot* says of *scope*; return False when that was not enough."""
+        extent = snapshot.extents[prefix(scope)]
         with self._exchange.changed:
             ledger = self._exchange.ledger
-            followed = ledger.followed()
-            if snapshot.cluster != self._cluster or snapshot.revision < self._revision:
-                if link.since:
-                    raise EtcdError(f"{link.url}: it is another store now")
-                self._cluster = snapshot.cluster
-                ledger.restart()
-                self._exchange.lease = 0
-            self._revision = snapshot.revision
-            for scope in scopes:
-                if scope is None or scope in followed:
-                    ledger.read(scope, snapshot.prefixes[prefix(scope)], snapshot.revision)
-                    link.since[scope] = snapshot.revision
+            self._check_store(link, snapshot)
+            if scope is not None and scope not in ledger.followed():
+                return True
+            if scope not in link.since:
+                ledger.read(scope, extent.entries, snapshot.revision)
+            else:
+                ledger.seen(extent.entries)
+                if ledger.table.count(scope) != extent.count:
+                    return False
+            link.since[scope] = snapshot.revision
+            return True
 
-    def _watch(self, client: EtcdClient, link: Link) -> None:
-        """Take in changes until the connection ends, or there is something new to follow."""
-        watch = client.watch({prefix(scope): revision + 1 for scope, revision in link.since.items()})
-        try:
-            with self._exchange.changed:
-                link.watch = watch
-                current = not self._needs_reading(link)
-            if current:
-                self._take_changes(watch, link)
-        except Compacted:
-            raise
-        except EtcdError:
-            with self._exchange.changed:
-                if link.broken or not self._needs_reading(link):
-                    raise
-        finally:
-            with self._exchange.changed:
-                link.watch = None
-            watch.close()
-        if link.broken:
-            raise EtcdError(link.broken)
+    def _check_store(self, link: Link, snapshot: Snapshot) -> None:
+        """Notice a store that is another one: its id differs, or time has gone backwards in it."""
+        if snapshot.cluster != self._cluster or snapshot.revision < self._revision:
+            if link.since:
+                raise EtcdError(f"{link.url}: it is another store now")
+            self._cluster = snapshot.cluster
+            self._exchange.ledger.restart()
+            self._exchange.lease = 0
+        self._revision = snapshot.revision
 
-    def _needs_reading(self, link: Link) -> bool:
-        return bool(link.broken or self._exchange.stopping or self._exchange.ledger.unread())
+    def _has_more_to_follow(self, link: Link) -> bool:
+        """Tell whether the watch is to be opened anew; raise EtcdError when the link is given up."""
+        with self._exchange.changed:
+            if link.broken:
+                raise EtcdError(link.broken)
+            return bool(link.since and self._exchange.ledger.unread())
 
     def _take_changes(self, watch: Watch, link: Link) -> None:
         batch: list[Entry] = []
@@ -233,10 +248,12 @@ class EtcdControlPlane:
 
     def _take(self, batch: Sequence[Entry], link: Link) -> None:
         with self._exchange.changed:
-            self._exchange.ledger.seen(batch)
-            for entry in batch:
+            news = [entry for entry in batch if entry.revision > link.since.get(scope_of(entry.key), 0)]
+            self._exchange.ledger.seen(news)
+            for entry in news:
                 scope = scope_of(entry.key)
-                link.since[scope] = max(entry.revision, link.since.get(scope, 0))
+                if scope in link.since:
+                    link.since[scope] = max(link.since[scope], entry.revision)
                 self._revision = max(entry.revision, self._revision)
             self._exchange.changed.notify_all()
 

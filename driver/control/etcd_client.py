@@ -11,7 +11,7 @@ import os
 import select
 import socket
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -43,8 +43,13 @@ class Refused(EtcdError):
     """The member is well and will not do it: its quota is used up, or it does not know the request."""
 
 
-class Compacted(EtcdError):
-    """The changes since the revision asked for are not kept any more."""
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The keys below a prefix, or those of them that were asked for."""
+
+    entries: list[Entry]
+    count: int
+    """How many keys there are in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class Snapshot:
 
     cluster: str
     revision: int
-    prefixes: Mapping[str, list[Entry]]
+    extents: Mapping[str, Extent]
 
 
 class EtcdClient:
@@ -67,16 +72,21 @@ class EtcdClient:
         """Close the connections."""
         self._session.close()
 
-    def read(self, prefixes: Sequence[str]) -> Snapshot:
-        """Return all keys below *prefixes*, as of one revision and agreed on by a quorum."""
-        ranges = [{"request_range": {"key": _b64(p), "range_end": _b64(_end(p))}} for p in prefixes]
+    def read(self, since: Mapping[str, int]) -> Snapshot:
+        """Return the keys below several prefixes, as of one revision and agreed on by a quorum.
+
+        Of each prefix only those are returned that have changed after the revision given for it.
+        """
+        ranges = [
+            {"request_range": {**_below(p), "min_mod_revision": str(revision + 1)}}
+            for p, revision in since.items()
+        ]
         answer = self._post("kv/txn", {"success": ranges}, _BULK)
         try:
-            found = [_entries(part["response_range"]) for part in answer["responses"]]
+            found = [_extent(part["response_range"]) for part in answer["responses"]]
             header = answer["header"]
-            return Snapshot(
-                str(header["cluster_id"]), int(header["revision"]), dict(zip(prefixes, found, strict=True))
-            )
+            extents = dict(zip(since, found, strict=True))
+            return Snapshot(str(header["cluster_id"]), int(header["revision"]), extents)
         except (KeyError, TypeError, ValueError) as error:
             raise EtcdError(f"{self.url}: unexpected answer ({error!r})") from None
 
@@ -112,14 +122,15 @@ class EtcdClient:
         """End *lease*, and with it all that is bound to it."""
         self._post("lease/revoke", {"ID": str(lease)}, _QUICK)
 
-    def watch(self, since: Mapping[str, int]) -> Watch:
-        """Watch several prefixes over one connection, each from its own revision."""
-        creates = (
-            {"create_request": {"key": _b64(p), "range_end": _b64(_end(p)), "start_revision": str(revision)}}
-            for p, revision in since.items()
-        )
-        response = self._send("watch", "".join(json.dumps(c) for c in creates), _QUICK, stream=True)
-        return Watch(self.url, response)
+    def watch(self, prefixes: Iterable[str]) -> Watch:
+        """Watch several prefixes over one connection, from now on.
+
+        Only watches "from now on" are told everything at once and in the order of revisions:
+        etcd lets one that begins in the past catch up on a timer of 100 ms, each by itself.
+        """
+        creates = [json.dumps({"create_request": _below(p)}) for p in prefixes]
+        response = self._send("watch", "".join(creates), _QUICK, stream=True)
+        return Watch(self.url, response, len(creates))
 
     def _post(self, path: str, body: Json, timeout: float) -> Json:
         response = self._send(path, json.dumps(body), timeout)
@@ -145,11 +156,14 @@ class EtcdClient:
 class Watch:
     """A stream of changes. One thread reads it; any thread may interrupt it."""
 
-    def __init__(self, url: str, response: requests.Response) -> None:
+    def __init__(self, url: str, response: requests.Response, count: int) -> None:
         self._url = url
         self._response = response
+        self._pending = count
+        self._lines = response.iter_lines(chunk_size=None)
+        self._early: list[list[Entry]] = []
         raw: Any = response.raw
-        raw.connection.sock.settimeout(None)  # quiet is normal; dead peers are the TCP options' business
+        self._timeout: Callable[[float | None], None] = raw.connection.sock.settimeout
         # A descriptor of our own for the same connection: shutdown() works on the connection,
         # and no lock or buffer of the reading thread is touched.
         self._socket = socket.socket(fileno=os.dup(raw.fileno()))
@@ -172,10 +186,21 @@ class Watch:
         """Tell whether more has arrived, so that a reader may take it in before it acts."""
         return bool(self._poll.poll(0))
 
+    def wait_open(self) -> None:
+        """Wait until nothing that changes from now on is missed; raise EtcdError when that fails."""
+        messages = self._messages()
+        while self._pending:
+            self._early.append(next(messages))
+        self._timeout(None)  # quiet is normal; dead peers are the TCP options' business
+
     def __iter__(self) -> Iterator[list[Entry]]:
         """Yield what has changed, message by message; ends with an EtcdError, always."""
+        yield from self._early
+        yield from self._messages()
+
+    def _messages(self) -> Iterator[list[Entry]]:
         try:
-            for line in self._response.iter_lines(chunk_size=None):
+            for line in self._lines:
                 if line:
                     yield self._changes(json.loads(line))
         except _FAULTS as error:
@@ -184,6 +209,8 @@ class Watch:
 
     def _changes(self, message: Json) -> list[Entry]:
         result = message.get("result")
+        if result is not None and result.get("created"):
+            self._pending -= 1
         if result is None or result.get("canceled"):
             raise _cancelled(self._url, message)
         return [_change(event) for event in result.get("events", [])]
@@ -208,8 +235,13 @@ def _compare(key: str, target: str, **operand: str) -> Json:
     return {"key": _b64(key), "target": target, "result": "EQUAL", **operand}
 
 
-def _entries(answer: Json) -> list[Entry]:
-    return [_entry(kv) for kv in answer.get("kvs", [])]
+def _below(prefix: str) -> Json:
+    """Return the range of keys that begin with *prefix*."""
+    return {"key": _b64(prefix), "range_end": _b64(prefix[:-1] + chr(ord(prefix[-1]) + 1))}
+
+
+def _extent(answer: Json) -> Extent:
+    return Extent([_entry(kv) for kv in answer.get("kvs", [])], int(answer.get("count", 0)))
 
 
 def _entry(kv: Json) -> Entry:
@@ -222,11 +254,8 @@ def _change(event: Json) -> Entry:
 
 
 def _cancelled(url: str, message: Json) -> EtcdError:
-    result = message.get("result", {})
-    if result.get("compact_revision"):
-        return Compacted(f"{url}: watch: compacted up to revision {result['compact_revision']}")
-    error = message.get("error", {})
-    return EtcdError(f"{url}: watch: {result.get('cancel_reason') or error.get('message') or message}")
+    reason = message.get("result", {}).get("cancel_reason") or message.get("error", {}).get("message")
+    return EtcdError(f"{url}: watch: {reason or message}")
 
 
 def _refusal(url: str, response: requests.Response) -> EtcdError:
@@ -248,11 +277,6 @@ def _sentence(error: Exception) -> str:
     ):
         reason = inner
     return f"{type(reason).__name__}: {reason}"
-
-
-def _end(prefix: str) -> str:
-    """Return the first key after all that begin with *prefix*."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 def _b64(text: str) -> str:

@@ -72,6 +72,11 @@ class MemoryStore:
         with self._lock:
             return [e for key, e in self._data.items() if key.startswith(start)], self._revision
 
+    def dump(self) -> dict[str, str]:
+        """Return all keys and values."""
+        with self._lock:
+            return {key: entry.value or "" for key, entry in self._data.items()}
+
     def do(self, claim: Claim) -> tuple[bool, int]:
         """Carry out *claim*; return whether its condition held, and the revision."""
         with self._lock:

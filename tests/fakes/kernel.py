@@ -207,9 +207,9 @@ class FakeKernel:
         if isinstance(gone, Port) and self.host_devices.get(gone.peer) == gone.alias:
             del self.host_devices[gone.peer]
         if isinstance(gone, Bridge):
-            for port in [*self._all(Port, gone.namespace), *self._all(Vxlan, gone.namespace)]:
-                if port.bridge == gone.name:
-                    self.objects[port.key] = replace(port, bridge="")
+            for obj in list(self.objects.values()):
+                if isinstance(obj, Port | Vxlan) and (obj.namespace, obj.bridge) == gone.key[1:3]:
+                    self.objects[obj.key] = replace(obj, bridge="")
         for child in [obj.key for obj in self.objects.values() if parent(obj) == key]:
             self._delete(child)
 

@@ -1,6 +1,6 @@
 """AddressSet against Python's own set."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam.addresses import AddressSet
@@ -17,6 +17,7 @@ def build(offsets: set[int]) -> AddressSet:
     return made
 
 
+@settings(deadline=None)
 @given(SETS, SETS)
 def test_it_behaves_as_a_set(one: set[int], other: set[int]) -> None:
     a, b = build(one), build(other)
@@ -29,6 +30,7 @@ def test_it_behaves_as_a_set(one: set[int], other: set[int]) -> None:
     assert (a == b) == (one == other)
 
 
+@settings(deadline=None)
 @given(SETS, OFFSETS)
 def test_adding_and_discarding_leave_the_original_alone(members: set[int], offset: int) -> None:
     original = build(members)
@@ -38,6 +40,7 @@ def test_adding_and_discarding_leave_the_original_alone(members: set[int], offse
     assert (offset in original) == (offset in members)
 
 
+@settings(deadline=None)
 @given(SETS, OFFSETS, st.integers(0, 9000))
 def test_next_free_is_the_lowest_one_missing(members: set[int], first: int, width: int) -> None:
     last = first + width
@@ -45,12 +48,14 @@ def test_next_free_is_the_lowest_one_missing(members: set[int], first: int, widt
     assert build(members).next_free(first, last) == expected
 
 
+@settings(deadline=None)
 @given(SETS, OFFSETS, st.integers(-1, 9000))
 def test_count_between_counts_members(members: set[int], first: int, width: int) -> None:
     last = first + width
     assert build(members).count_between(first, last) == len([n for n in members if first <= n <= last])
 
 
+@settings(deadline=None)
 @given(SETS)
 def test_the_text_form_comes_back_equal(members: set[int]) -> None:
     original = build(members)

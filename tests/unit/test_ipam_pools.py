@@ -3,7 +3,7 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam.pools import Pool, PoolId, Space, overlap
@@ -18,6 +18,7 @@ PREFIXES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Space), PREFIXES, st.none() | PREFIXES)
 def test_a_pool_id_comes_back_from_its_text(space: Space, prefix: object, sub_pool: object) -> None:
     pool_id = PoolId(space, prefix, sub_pool)  # type: ignore[arg-type]
@@ -73,6 +74,7 @@ def test_a_sub_pool_has_only_the_pools_own_edges_cut_off() -> None:
     assert pool.range_of(ip_network("10.1.255.0/24")) == (0xFF00, 0xFFFE)
 
 
+@settings(deadline=None)
 @given(PREFIXES, PREFIXES)
 def test_overlap_agrees_with_the_standard_library(one: object, other: object) -> None:
     assert overlap(one, other) == one.overlaps(other)  # type: ignore[arg-type,attr-defined]

@@ -15,17 +15,18 @@ from driver.disk import MemoryDisk
 from driver.engine import Engine
 from driver.errors import BadRequest, Conflict, KernelError, NotFound, Unsupported
 from driver.model import Host, Phase, Subnet, Underlay
-from driver.objects import FLOOD_MAC, FdbEntry, Kind, Neighbour, Port, Vxlan
+from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Kind, Neighbour, Port, Vxlan
 from driver.options import REFUSED
 from driver.peering import Peering
 from driver.service import OverlayService, Route
 from driver.state import State
 from driver.store import Store
-from driver.values import EndpointId, NetworkId, NodeId
+from driver.values import EndpointId, Mac, NetworkId, NodeId
 from tests.fakes.kernel import FakeKernel
 
 NET = "u4m9hzge31tsafr3nembuizn6"
 SUBNETS = [Subnet(ip_network("10.62.0.0/24"), ip_address("10.62.0.1"))]
+UNDERLAY = Underlay("eth0", 1500)
 EP = "1190b22f0dca88e806d152ce692e707479adaf839f66ae938923d1e9d8514bf3"
 EP2 = "c7d39e386b757474db70f29e3c769d374ac77bfa0e3be0f78e87cb6838a5ff83"
 
@@ -37,6 +38,7 @@ class Node:
         state = State(Host(NodeId(f"node{number}"), ip_address(f"192.0.2.{number}")))
         self.disk = MemoryDisk(state)
         self.kernel = FakeKernel()
+        self.kernel.underlays = {state.host.vtep: UNDERLAY, ip_address("192.0.2.99"): UNDERLAY}
         self.cluster = cluster
         self.scope = scope
         self.begin()
@@ -64,13 +66,18 @@ class Node:
         self.service.leave(network, endpoint)
         self.service.delete_endpoint(network, endpoint)
 
+    def have(self, network: str = NET) -> KernelState:
+        """The kernel's objects, in one piece although the engine thread may be at work."""
+        name = namespace_name(NetworkId(network))
+        return {key: obj for key, obj in self.kernel.objects.copy().items() if key[1] == name}
+
     def rows(self, network: str = NET) -> dict[str, str]:
-        have = self.kernel.read(namespace_name(NetworkId(network)))
+        have = self.have(network)
         fdb = {o.mac: str(o.vtep) for o in have.values() if isinstance(o, FdbEntry) and o.mac != FLOOD_MAC}
         return {str(o.address): fdb[o.mac] for o in have.values() if isinstance(o, Neighbour)}
 
     def floods(self, network: str = NET) -> set[str]:
-        have = self.kernel.read(namespace_name(NetworkId(network)))
+        have = self.have(network)
         return {str(o.vtep) for o in have.values() if isinstance(o, FdbEntry) and o.mac == FLOOD_MAC}
 
 
@@ -95,7 +102,7 @@ def test_nothing_is_made_before_the_first_join_and_nothing_is_left_after_the_las
     attachment = node.service.join(NET, EP, "/run/docker/netns/x")
     assert attachment.interface == container_name(EndpointId(EP))
     assert len(attachment.interface) <= 15
-    kinds = {key[0] for key in node.kernel.read(namespace_name(NetworkId(NET)))}
+    kinds = {key[0] for key in node.have()}
     assert kinds == {Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN, Kind.PORT}
     node.detach(EP)
     assert list(node.kernel.namespaces()) == []
@@ -124,11 +131,7 @@ def test_the_mac_is_dockers_unless_the_engine_gives_one(nodes: list[Node]) -> No
         node.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {}) == "02:42:0a:3e:00:04"
     )
     given = node.service.create_endpoint(
-        NET,
-        EP2,
-        [ip_interface("10.62.0.5/24")],
-        "02:42:aa:bb:cc:dd",
-        {},  # type: ignore[arg-type]
+        NET, EP2, [ip_interface("10.62.0.5/24")], Mac("02:42:aa:bb:cc:dd"), {}
     )
     assert given is None, "a MAC that the engine gave must not be echoed"
 
@@ -166,7 +169,7 @@ def test_delete_endpoint_without_leave_and_delete_network_with_endpoints(nodes: 
     node.attach(EP, "10.62.0.4")
     node.attach(EP2, "10.62.0.5")
     node.service.delete_endpoint(NET, EP)
-    assert port_name(EndpointId(EP)) not in str(node.kernel.read(namespace_name(NetworkId(NET))))
+    assert port_name(EndpointId(EP)) not in str(node.have())
     node.service.delete_network(NET)
     assert list(node.kernel.namespaces()) == []
     assert node.store.state.endpoints == {}
@@ -200,12 +203,12 @@ def test_a_port_is_not_made_anew_when_its_container_died(nodes: list[Node]) -> N
     node.create()
     node.attach(EP, "10.62.0.4")
     node.attach(EP2, "10.62.0.5")
-    have = node.kernel.read(namespace_name(NetworkId(NET)))
+    have = node.have()
     port = next(o for o in have.values() if isinstance(o, Port) and EP[:11] in o.name)
-    node.kernel.drop(port.key)
+    node.kernel.lose(port.key)
     node.store.update(lambda s: replace(s, host=replace(s.host, vtep=ip_address("192.0.2.99"))))
     assert _soon(lambda: _vxlan(node).local == ip_address("192.0.2.99"))
-    assert port.key not in node.kernel.read(namespace_name(NetworkId(NET)))
+    assert port.key not in node.have()
 
 
 def test_subnets_are_routed_by_the_own_gateway(nodes: list[Node]) -> None:
@@ -232,7 +235,10 @@ def test_a_live_duplicate_address_is_refused_outside_of_a_swarm(cluster: MemoryS
         node.attach(EP, "10.62.0.4")
         with pytest.raises(Conflict, match=r"10\.62\.0\.4 is used by endpoint 1190b22f0dca"):
             node.attach(EP2, "10.62.0.4")
+        assert node.service.in_use(SUBNETS[0].prefix, ip_address("10.62.0.4"))
+        assert not node.service.in_use(ip_network("10.0.0.0/8"), ip_address("10.62.0.4"))
         node.service.leave(NET, EP)
+        assert not node.service.in_use(SUBNETS[0].prefix, ip_address("10.62.0.4"))
         node.attach(EP2, "10.62.0.4")
     finally:
         node.end()
@@ -250,11 +256,11 @@ def test_a_vtep_that_nobody_announced_is_a_clear_refusal(nodes: list[Node]) -> N
 
 def test_a_vtep_on_no_device_is_a_clear_refusal(nodes: list[Node]) -> None:
     node = nodes[0]
-    node.kernel.underlay_is(None)
+    node.service.node_discovered(ip_address("192.0.2.50"), is_self=True)
     node.create()
-    with pytest.raises(KernelError, match=r"192\.0\.2\.1 is on no device"):
+    with pytest.raises(KernelError, match=r"192\.0\.2\.50 is on no device"):
         node.attach(EP, "10.62.0.4")
-    node.kernel.underlay_is(Underlay("eth0", 1400))
+    node.kernel.underlays[ip_address("192.0.2.50")] = Underlay("eth0", 1400)
     node.service.join(NET, EP, "")
     assert _vxlan(node).mtu == 1350
 
@@ -311,14 +317,14 @@ def test_a_restart_adopts_and_changes_nothing(nodes: list[Node]) -> None:
     two.attach(EP2, "10.62.0.5")
     assert _soon(lambda: one.rows() == {"10.62.0.5": "192.0.2.2"})
     one.end()
-    before = dict(one.kernel.read(namespace_name(NetworkId(NET))))
-    one.kernel.operations.clear()
+    before = one.have()
+    one.kernel.applied.clear()
     one.begin()
     assert _soon(lambda: NetworkId(NET) in one.store.state.peers.synced)
     _, revision = one.store.snapshot()
     one.engine.wait(NetworkId(NET), revision, 5)
-    assert dict(one.kernel.read(namespace_name(NetworkId(NET)))) == before
-    assert one.kernel.operations == []
+    assert one.have() == before
+    assert one.kernel.applied == []
 
 
 def test_after_a_restart_with_the_store_away_nothing_is_removed(
@@ -348,7 +354,7 @@ def test_a_new_empty_store_cuts_nobody_off(nodes: list[Node], cluster: MemorySto
     one.attach(EP, "10.62.0.4")
     two.attach(EP2, "10.62.0.5")
     assert _soon(lambda: one.rows() == {"10.62.0.5": "192.0.2.2"})
-    one.kernel.operations.clear()
+    one.kernel.applied.clear()
     cluster.replace()
     two.detach(EP2)
     assert _soon(lambda: one.rows() == {})
@@ -371,7 +377,7 @@ def test_fifty_containers_at_once(nodes: list[Node]) -> None:
 
 
 def _vxlan(node: Node) -> Vxlan:
-    have = node.kernel.read(namespace_name(NetworkId(NET)))
+    have = node.have()
     return next(o for o in have.values() if isinstance(o, Vxlan))
 
 

@@ -1,0 +1,48 @@
+"""The rules by which exceptions become answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import driver.errors
+import ipam.errors
+from driver.errors import DriverError
+from ipam.errors import IpamError
+from plugin.errors import STATUS, status_of
+
+
+def tree(root: type[Exception]) -> Iterator[type[Exception]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+EVERY = [*tree(DriverError), *tree(IpamError)]
+
+
+def test_the_trees_are_found() -> None:
+    assert {driver.errors.DeadlineExceeded, ipam.errors.Exhausted} <= set(EVERY)
+
+
+@pytest.mark.parametrize("error", [e for e in EVERY if e.__module__ in ("driver.errors", "ipam.errors")])
+def test_every_class_of_the_trees_has_a_rule_of_its_own(error: type[Exception]) -> None:
+    """Whoever adds an error decides what it means to the engine's user."""
+    assert error in STATUS
+
+
+@pytest.mark.parametrize("error", EVERY)
+def test_no_error_is_a_404(error: type[Exception]) -> None:
+    """The engine takes 404 for "not implemented" and goes on."""
+    found = next(STATUS[base] for base in error.__mro__ if base in STATUS)
+    assert 400 <= found < 600
+    assert found != 404
+
+
+def test_a_class_without_a_rule_has_its_bases() -> None:
+    class TooBig(driver.errors.BadRequest):
+        pass
+
+    assert status_of(TooBig("x")) == 400
+    assert status_of(KeyError("x")) is None

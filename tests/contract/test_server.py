@@ -1,0 +1,396 @@
+"""The real process on a real socket: it starts fast, bears abuse, heals itself and goes when told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from plugin.server import EXIT_RESTART, PATIENCE
+from tests.contract.engine import accept, refusal
+from tests.contract.samples import sample
+from tests.contract.stub import SLOW
+
+ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
+
+class Server:
+    """A process of `tests.contract.stub`; its output is in *log*."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "pyoverlay.sock"
+        self.log = folder / "log"
+        self.state_dir = folder
+        self.started = time.monotonic()
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        settings = {
+            "PYOVERLAY_SOCKET": str(self.socket),
+            "PYOVERLAY_STATE_DIR": str(self.state_dir),
+            "PYOVERLAY_LOG_LEVEL": "debug",
+        }
+        self.started = time.monotonic()
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.contract.stub"],
+                cwd=ROOT,
+                env={**os.environ, **settings},
+                stdout=log,
+                stderr=log,
+            )
+
+    def connect(self) -> socket.socket:
+        """Connect; the socket closes itself in a `with` and never waits for more than ten seconds."""
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(10)
+        try:
+            client.connect(str(self.socket))
+        except OSError:
+            client.close()
+            raise
+        return client
+
+    def call(self, method: str, body: bytes = b"", host: str = "plugin.moby.localhost") -> tuple[int, bytes]:
+        """Call as Go's client does; return status and body."""
+        with self.connect() as client:
+            client.sendall(head(method, len(body), host) + body)
+            return read(client)
+
+    def oper_info(self) -> float:
+        """Call the method that must always answer at once; return the seconds that it took."""
+        started = time.monotonic()
+        request = sample("NetworkDriver.EndpointOperInfo")
+        method = "NetworkDriver.EndpointOperInfo"
+        accept(method, request, *self.call(method, json.dumps(request).encode()))
+        return time.monotonic() - started
+
+    def worker(self) -> int:
+        """The worker's process id."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return int(children.read_text().split()[0])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Signal the arbiter and return the seconds until it was gone."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(15)
+        return time.monotonic() - started
+
+
+def head(method: str, length: int, host: str = "plugin.moby.localhost") -> bytes:
+    """The engine's header, of which nothing is left out (see the recordings)."""
+    return (
+        f"POST /{method} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Go-http-client/1.1\r\n"
+        f"Content-Length: {length}\r\nAccept: application/vnd.docker.plugins.v1.2+json\r\n"
+        "Accept-Encoding: gzip\r\n\r\n"
+    ).encode()
+
+
+def read(client: socket.socket) -> tuple[int, bytes]:
+    """Read one answer up to the end of the connection, which must come at once."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        # Linux says so when we wrote more than was read; what was answered came first.
+        while chunk := client.recv(65536):
+            data += chunk
+    lines, _, body = data.partition(b"\r\n\r\n")
+    assert b"\r\nConnection: close" in lines, data
+    return int(lines.split()[1]), body
+
+
+def eventually(attempt: Callable[[], T], seconds: float = 10) -> T:
+    """Repeat *attempt* until it neither raises nor is false."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if result := attempt():
+                return result
+        except (OSError, AssertionError, IndexError):
+            if time.monotonic() > deadline:
+                raise
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    try:
+        eventually(server.oper_info)
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One process for the tests that leave it alive; it must still be the same worker in the end."""
+    with running(tmp_path_factory.mktemp("server")) as server:
+        worker = server.worker()
+        yield server
+        assert server.oper_info() < 1
+        assert server.worker() == worker
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A process to kill."""
+    with running(tmp_path) as server:
+        yield server
+
+
+def test_the_first_answer_comes_within_a_second(tmp_path: Path) -> None:
+    """The engine waits 9.5 s (manager_linux.go: pluginPostStart), and a machine that boots is slow."""
+    with running(tmp_path) as server:
+        seconds = time.monotonic() - server.started
+        print(f"first answer after {seconds:.3f} s")
+        assert seconds < 2.5, "a second on an idle machine"
+        assert stat.S_IMODE(server.socket.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "host", ["plugin.moby.localhost", "", "/run/docker/plugins/a.sock", "%2Frun%2F", "a b"]
+)
+def test_trap_host_means_nothing(server: Server, host: str) -> None:
+    """Engines up to 20.10.25 send an empty Host, others the socket's path."""
+    method = "NetworkDriver.GetCapabilities"
+    accept(method, None, *server.call(method, host=host))
+
+
+def test_trap_2_garbage_before_the_application_gets_json(server: Server) -> None:
+    """What gunicorn itself refuses is answered in JSON too."""
+    for request, status in (
+        (b"GARBAGE\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+        (b"POST /" + b"a" * 10_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"POST / HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n", 431),
+        (b"POST / HTTP/1.1\r\n" + b"".join(b"X%d: 1\r\n" % i for i in range(1000)) + b"\r\n", 431),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: nonsense\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400),
+        (b"POST / HTTP/7.9\r\n\r\n", 400),
+    ):
+        with server.connect() as client:
+            with contextlib.suppress(BrokenPipeError):
+                client.sendall(request)
+            answered, body = read(client)
+        assert refusal(body)
+        assert answered == status, request[:60]
+
+
+def test_trap_4_a_truncated_body_is_refused(server: Server) -> None:
+    """The sender hung up in the middle: half a request is none."""
+    with server.connect() as client:
+        client.sendall(head("NetworkDriver.Leave", 100) + b'{"NetworkID": "a", "EndpointID": "b"}')
+        client.shutdown(socket.SHUT_WR)
+        status, body = read(client)
+    assert status == 400
+    assert "stopped coming" in refusal(body)
+
+
+def test_trap_5_no_connection_is_kept(server: Server) -> None:
+    """A second request on a connection would meet its end; the engine's retry of it has no body."""
+    with server.connect() as client:
+        client.sendall(head("NetworkDriver.GetCapabilities", 0) * 5 + b"\0garbage\r\n\r\n")
+        status, body = read(client)
+    accept("NetworkDriver.GetCapabilities", None, status, body)
+    assert body.count(b"Scope") == 2, "one answer: Scope and ConnectivityScope"
+
+
+def test_trap_24_dial_probes_are_borne(server: Server) -> None:
+    """The engine connects and closes to see whether the plugin is there."""
+    for _ in range(200):
+        server.connect().close()
+    assert server.oper_info() < 1
+
+
+def test_chunked_bodies_are_read(server: Server) -> None:
+    """No engine sends them, but curl may."""
+    body = json.dumps(sample("NetworkDriver.Leave")).encode()
+    with server.connect() as client:
+        head_lines = b"POST /NetworkDriver.Leave HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sendall(head_lines + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+        assert read(client) == (200, b"{}")
+
+
+def test_a_huge_body_is_refused_unread(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(head("NetworkDriver.Leave", 1 << 40))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(b"a" * (8 << 20))
+        status, body = read(client)
+    assert status == 413
+    assert refusal(body)
+
+
+def test_trap_26_slow_calls_hold_up_nobody(server: Server) -> None:
+    """Sixteen containers that start at a time, while the engine asks for another one's info."""
+
+    def join(number: int) -> None:
+        request = sample("NetworkDriver.Join", EndpointID=f"slow{number}")
+        accept(
+            "NetworkDriver.Join", request, *server.call("NetworkDriver.Join", json.dumps(request).encode())
+        )
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(16) as pool:
+        joins = [pool.submit(join, number) for number in range(16)]
+        time.sleep(0.3)
+        assert max(server.oper_info() for _ in range(20)) < SLOW / 3
+        for each in joins:
+            each.result()
+    assert time.monotonic() - started < 2 * SLOW
+
+
+def test_silence_holds_up_nobody(server: Server) -> None:
+    """Half a request, half a header, nothing at all: each is hung up on, and meanwhile others are served."""
+    halves = (b"", b"POST /Networ", head("NetworkDriver.Leave", 100) + b'{"NetworkID": ')
+    clients = [server.connect() for _ in range(24)]
+    for number, client in enumerate(clients):
+        client.sendall(halves[number % 3])
+    assert max(server.oper_info() for _ in range(10)) < 1
+    for number, client in enumerate(clients):
+        client.settimeout(PATIENCE * 3)
+        if number % 3 == 2:
+            status, body = read(client)
+            assert status == 400
+            assert "stopped coming" in refusal(body)
+        else:
+            assert client.recv(1) == b""
+        client.close()
+
+
+def test_a_client_that_does_not_hang_up_holds_up_nobody(server: Server) -> None:
+    """It has its answer; whether it closes is its own affair."""
+    clients = [server.connect() for _ in range(8)]
+    for client in clients:
+        client.sendall(head("NetworkDriver.GetCapabilities", 0))
+    assert max(server.oper_info() for _ in range(10)) < 1
+    for client in clients:
+        client.close()
+
+
+def test_a_killed_worker_is_replaced(own_server: Server) -> None:
+    """Whoever calls meanwhile waits in the socket's queue and is served."""
+    worker = own_server.worker()
+    os.kill(worker, signal.SIGKILL)
+    seconds = own_server.oper_info()
+    print(f"served {seconds:.3f} s after the worker was killed")
+    assert seconds < 2.5
+    assert own_server.worker() != worker
+    assert own_server.stop() < 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_goes_when_told(own_server: Server, number: signal.Signals) -> None:
+    """dockerd kills after 10 s; the runtime is stopped, the status is 0 and the socket's file is gone."""
+    seconds = own_server.stop(number)
+    print(f"gone {seconds:.3f} s after {number.name}")
+    assert seconds < 2
+    assert own_server.process.returncode == 0
+    assert not own_server.socket.exists()
+    assert "runtime stopped" in own_server.log.read_text()
+
+
+def test_it_goes_though_a_call_hangs(own_server: Server) -> None:
+    """A handler that never ends is left behind, and the runtime is stopped all the same."""
+    request = sample("NetworkDriver.Join", EndpointID="stuck")
+    body = json.dumps(request).encode()
+    with own_server.connect() as client:
+        client.sendall(head("NetworkDriver.Join", len(body)) + body)
+        time.sleep(0.2)
+        assert own_server.stop() < 8
+    assert not own_server.socket.exists()
+    assert "runtime stopped" in own_server.log.read_text()
+
+
+def test_a_call_under_way_is_finished(own_server: Server) -> None:
+    """An answer that gets lost is a call that the engine repeats, with an empty body."""
+    request = sample("NetworkDriver.Join", EndpointID="slow")
+    body = json.dumps(request).encode()
+    with own_server.connect() as client:
+        client.sendall(head("NetworkDriver.Join", len(body)) + body)
+        time.sleep(0.3)
+        own_server.process.send_signal(signal.SIGTERM)
+        accept("NetworkDriver.Join", request, *read(client))
+    own_server.process.wait(5)
+
+
+def test_it_ends_by_itself_when_the_runtime_asks(own_server: Server) -> None:
+    """So that whoever started it starts it again, and the engine asks for the capabilities again."""
+    request = {"DiscoveryType": 1, "DiscoveryData": {"Address": "192.0.2.75", "Self": True}}
+    method = "NetworkDriver.DiscoverNew"
+    accept(method, request, *own_server.call(method, json.dumps(request).encode()))
+    assert own_server.process.wait(3) == EXIT_RESTART
+    assert not own_server.socket.exists()
+    assert "the test wants it" in own_server.log.read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTTIN", "SIGTTOU", "SIGWINCH"])
+def test_no_signal_makes_a_second_worker(own_server: Server, name: str) -> None:
+    """gunicorn's reload would have two writers of one state for a while."""
+    worker = own_server.worker()
+    own_server.process.send_signal(signal.Signals[name])
+    time.sleep(0.5)
+    assert own_server.oper_info() < 1
+    assert own_server.worker() == worker
+
+
+def test_orphans_are_reaped(own_server: Server) -> None:
+    """The plugin is PID 1: what its children leave behind becomes its own."""
+    # Not PID 1 here, so a child of the arbiter's own stands for the orphan: the one that is killed.
+    for _ in range(3):
+        os.kill(own_server.worker(), signal.SIGKILL)
+        eventually(own_server.oper_info)
+    children = Path(f"/proc/{own_server.process.pid}/task/{own_server.process.pid}/children").read_text()
+    assert len(children.split()) == 1
+
+
+def test_a_second_process_is_refused(own_server: Server, tmp_path: Path) -> None:
+    """A live server keeps its socket; the newcomer says so and ends."""
+    (tmp_path / "second").mkdir()
+    second = Server.__new__(Server)
+    second.socket, second.log, second.state_dir = own_server.socket, tmp_path / "second" / "log", tmp_path
+    process = second.start()
+    assert process.wait(10) != 0
+    assert "another process serves it" in second.log.read_text()
+    assert own_server.oper_info() < 1
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    """What a process left behind that was killed, arbiter and all."""
+    with running(tmp_path) as server:
+        worker = server.worker()
+        server.process.kill()
+        server.process.wait()
+        assert server.socket.exists()
+        server.process = server.start()
+        eventually(server.oper_info)
+        assert server.stop() < 2
+    eventually(lambda: not Path(f"/proc/{worker}").exists())
+
+
+def test_state_that_cannot_be_used_ends_the_process(tmp_path: Path) -> None:
+    """One sentence and no traceback; no worker is tried again and again."""
+    (tmp_path / "damaged").touch()
+    server = Server(tmp_path)
+    assert server.process.wait(10) == 3
+    log = server.log.read_text()
+    assert "cannot start: state.json: it is damaged; move it away" in log
+    assert "Traceback" not in log
+    assert not server.socket.exists()

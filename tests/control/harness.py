@@ -1,0 +1,433 @@
+"""What the control plane's tests stand on: etcd processes, a relay that can fail, hosts that listen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Protocol
+
+import requests
+
+from driver.control import ControlPlane, EndpointRecord, NodeRecord, Publication, View
+from driver.control.claims import Put, Withdraw
+from driver.control.etcd import EtcdControlPlane
+from driver.control.memory import MemoryControlPlane, MemoryStore
+from driver.control.records import ROOT, endpoint_key
+from driver.values import EndpointId, Mac, NetworkId, NodeId
+
+NET = NetworkId("n1")
+NET2 = NetworkId("n2")
+
+
+def wait_until(fact: Callable[[], object], timeout: float = 5.0) -> float:
+    """Wait until *fact* holds; return how long it took, fail when it does not come."""
+    start = time.monotonic()
+    while not fact():
+        assert time.monotonic() - start < timeout, "it did not come about"
+        time.sleep(0.002)
+    return time.monotonic() - start
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def node(name: str, number: int = 1) -> NodeRecord:
+    return NodeRecord(NodeId(name), ip_address(f"192.0.2.{number}"))
+
+
+def endpoint(owner: str, number: int, network: NetworkId = NET) -> EndpointRecord:
+    high, low = divmod(number, 250)
+    return EndpointRecord(
+        network=network,
+        address=ip_address(f"10.0.{high}.{low + 1}"),
+        mac=Mac(f"02:42:0a:00:{high:02x}:{low + 1:02x}"),
+        node=NodeId(owner),
+        endpoint=EndpointId(f"{owner}e{number}"),
+    )
+
+
+class Host:
+    """A plane with its wish and all the views that it was given."""
+
+    def __init__(self, name: str, plane: ControlPlane) -> None:
+        self.name = name
+        self.plane = plane
+        self.wish = Publication()
+        self.views: list[View] = []
+        self.view = View()
+        self.seen_at: dict[str, float] = {}
+        self.threads: set[str] = set()
+
+    def on_view(self, view: View) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.views.append(view)
+        self.view = view
+
+    def start(self) -> Host:
+        self.plane.start(self.on_view)
+        return self
+
+    def publish(self, **changes: Any) -> None:
+        self.wish = replace(self.wish, **changes)
+        self.plane.publish(self.wish)
+
+    def join(self, *endpoints: EndpointRecord, networks: Sequence[NetworkId] = (NET,)) -> None:
+        """Be there, with these endpoints, following these networks."""
+        self.publish(node=node(self.name), endpoints=frozenset(endpoints), networks=frozenset(networks))
+
+    def published(self, timeout: float = 5.0) -> bool:
+        """Wait until all is said, also when the store has yet to come."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.plane.wait_published(deadline - time.monotonic()):
+                return True
+            time.sleep(0.005)
+        return False
+
+    def rows(self, network: NetworkId = NET) -> Mapping[Any, EndpointRecord]:
+        return self.view.endpoints.get(network, {})
+
+    def sees(self, record: EndpointRecord) -> bool:
+        return self.rows(record.network).get(record.address) == record
+
+    def sees_none(self, record: EndpointRecord) -> bool:
+        return record.network in self.view.endpoints and record.address not in self.rows(record.network)
+
+
+class Bench(Protocol):
+    """A store under test, and the ways in which the world can treat it."""
+
+    def plane(self, name: str, **options: Any) -> ControlPlane: ...
+    def away(self, away: bool) -> None: ...
+    def replace(self) -> None: ...
+    def put(self, key: str, value: str) -> None: ...
+    def delete(self, key: str) -> None: ...
+    def dump(self) -> dict[str, str]: ...
+    def close(self) -> None: ...
+
+
+class MemoryBench:
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+
+    def plane(self, name: str, **options: Any) -> ControlPlane:
+        return MemoryControlPlane(NodeId(name), self.store)
+
+    def away(self, away: bool) -> None:
+        self.store.set_away(away)
+
+    def replace(self) -> None:
+        self.store.replace()
+
+    def put(self, key: str, value: str) -> None:
+        self.store.do(Put(key, value))
+
+    def delete(self, key: str) -> None:
+        self.store.do(Withdraw(key, self.dump()[key]))
+
+    def dump(self) -> dict[str, str]:
+        return self.store.dump()
+
+    def close(self) -> None:
+        return
+
+
+class EtcdBench:
+    """One real member behind a relay."""
+
+    def __init__(self, binary: Path, folder: Path) -> None:
+        self._binary = binary
+        self._folder = folder
+        self._count = 0
+        self.member = self._start()
+        self.relay = Relay(self.member.port)
+
+    def _start(self) -> EtcdMember:
+        self._count += 1
+        (member,) = start_members(self._binary, self._folder / f"store{self._count}", 1)
+        return member
+
+    def plane(self, name: str, **options: Any) -> ControlPlane:
+        return EtcdControlPlane(NodeId(name), lambda: [self.relay.url], **options)
+
+    def away(self, away: bool) -> None:
+        self.relay.cut() if away else self.relay.mend()
+
+    def replace(self) -> None:
+        old, self.member = self.member, self._start()
+        self.relay.target = self.member.port
+        old.kill()
+
+    def put(self, key: str, value: str) -> None:
+        self.member.call("kv/put", key=b64(key), value=b64(value))
+
+    def delete(self, key: str) -> None:
+        self.member.call("kv/deleterange", key=b64(key))
+
+    def dump(self) -> dict[str, str]:
+        return self.member.dump()
+
+    def close(self) -> None:
+        self.relay.close()
+        self.member.kill()
+
+
+@dataclass
+class EtcdMember:
+    """A real etcd process of a test."""
+
+    command: list[str]
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *self.command],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": "/usr/bin"},
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def wipe(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def call(self, path: str, **body: Any) -> dict[str, Any]:
+        response = requests.post(f"{self.url}/v3/{path}", json=body, timeout=2)
+        response.raise_for_status()
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def ready(self) -> bool:
+        try:
+            return bool(requests.get(f"{self.url}/health", timeout=0.5).json()["health"] == "true")
+        except (requests.RequestException, ValueError):
+            return False
+
+    def is_leader(self) -> bool:
+        try:
+            status = self.call("maintenance/status")
+        except requests.RequestException:
+            return False
+        return bool(status["leader"] == status["header"]["member_id"])
+
+    def dump(self) -> dict[str, str]:
+        answer = self.call("kv/range", key=b64(ROOT), range_end=b64(ROOT[:-1] + "0"))
+        return {unb64(kv["key"]): unb64(kv.get("value", "")) for kv in answer.get("kvs", [])}
+
+
+def start_members(binary: Path, folder: Path, count: int) -> list[EtcdMember]:
+    """Start a cluster of *count* members and wait until it serves."""
+    ports = [(free_port(), free_port()) for _ in range(count)]
+    cluster = ",".join(f"m{i}=http://127.0.0.1:{peer}" for i, (_, peer) in enumerate(ports))
+    members = []
+    for i, (port, peer) in enumerate(ports):
+        home = folder / f"m{i}"
+        command = [
+            str(binary), "--name", f"m{i}", "--data-dir", str(home / "data"), "--unsafe-no-fsync",
+            "--listen-client-urls", f"http://127.0.0.1:{port}",
+            "--advertise-client-urls", f"http://127.0.0.1:{port}",
+            "--listen-peer-urls", f"http://127.0.0.1:{peer}",
+            "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+            "--initial-cluster", cluster, "--initial-cluster-token", str(time.time_ns()),
+            "--log-level", "warn",
+            *(("--heartbeat-interval", "20", "--election-timeout", "100") if count == 1 else ()),
+        ]  # fmt: skip
+        members.append(EtcdMember(command, home, port))
+    for member in members:
+        member.start()
+    try:
+        for member in members:
+            wait_until(member.ready, 15)
+    except AssertionError:
+        for member in members:
+            member.kill()
+        raise
+    return members
+
+
+class Relay:
+    """A TCP relay on loopback that can be cut (refuses, closes) or clogged (accepts, says nothing)."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = free_port()
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._orders: list[Callable[[], None]] = []
+        self._wake, self._waker = socket.socketpair()
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._listener: socket.socket | None = None
+        self._closed = False
+        self._clogged = False
+        self._listen()
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        self._order(self._cut)
+
+    def mend(self) -> None:
+        self._order(self._listen)
+
+    def clog(self) -> None:
+        self._order(self._clog)
+
+    def close(self) -> None:
+        self._order(self._finish)
+        self._thread.join()
+
+    def _order(self, order: Callable[[], None]) -> None:
+        done = threading.Event()
+        self._orders.append(lambda: (order(), done.set())[0])  # type: ignore[func-returns-value]
+        self._waker.send(b"x")
+        done.wait(5)
+
+    def _listen(self) -> None:
+        self._clogged = False
+        if self._listener is None:
+            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def _cut(self) -> None:
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+        for sock in list(self._pairs):
+            self._drop(sock)
+
+    def _clog(self) -> None:
+        self._clogged = True
+        for sock in self._pairs:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(sock)
+
+    def _finish(self) -> None:
+        self._cut()
+        self._closed = True
+
+    def _drop(self, sock: socket.socket) -> None:
+        other = self._pairs.pop(sock, None)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(sock)
+        sock.close()
+        if other is not None:
+            self._drop(other)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        client, _ = self._listener.accept()
+        try:
+            server = socket.create_connection(("127.0.0.1", self.target), timeout=1)
+        except OSError:
+            client.close()
+            return
+        for sock in (client, server):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pairs[client], self._pairs[server] = server, client
+        if not self._clogged:
+            self._selector.register(client, selectors.EVENT_READ)
+            self._selector.register(server, selectors.EVENT_READ)
+
+    def _run(self) -> None:
+        while not self._closed:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._wake:
+                    self._wake.recv(64)
+                elif key.fileobj is self._listener:
+                    self._accept()
+                elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._pairs:
+                    self._forward(key.fileobj)
+            while self._orders:
+                self._orders.pop(0)()
+        self._selector.close()
+        self._wake.close()
+        self._waker.close()
+
+    def _forward(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(1 << 16)
+            if data:
+                self._pairs[sock].sendall(data)
+                return
+        except OSError:
+            pass
+        self._drop(sock)
+
+
+def b64(text: str) -> str:
+    return b64encode(text.encode()).decode()
+
+
+def unb64(text: str) -> str:
+    return b64decode(text).decode()
+
+
+def key_of(record: EndpointRecord) -> str:
+    return endpoint_key(record.network, record.address)
+
+
+def etcd_binary() -> Path | None:
+    """Return etcd 3.5 from $ETCD, or as the lab provides it; None where there is none."""
+    if given := os.environ.get("ETCD"):
+        return Path(given)
+    try:
+        from tests.lab import packages
+    except ImportError:
+        found = shutil.which("etcd")
+        return Path(found) if found else None
+    return Path(packages.etcd_binary())
+
+
+@contextlib.contextmanager
+def running(members: Sequence[EtcdMember]) -> Iterator[Sequence[EtcdMember]]:
+    try:
+        yield members
+    finally:
+        for member in members:
+            member.kill()
+
+
+def pretty(data: Mapping[str, str]) -> str:
+    return json.dumps(data, indent=1)
