@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, NoReturn
 
-from plugin import logs, settings
+from plugin import __version__, logs, settings
 
 if TYPE_CHECKING:
     from plugin import server
@@ -32,18 +31,11 @@ def _parser() -> argparse.ArgumentParser:
         description="VXLAN overlay networks for Docker.",
         epilog="Settings are environment variables PYOVERLAY_...; the README lists them.",
     )
-    parser.add_argument("--version", action="version", version=f"pyoverlay {_version()}")
+    parser.add_argument("--version", action="version", version=f"pyoverlay {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve the engine until told to end")
     serve.add_argument("--socket", metavar="PATH", help="the Unix socket to serve on (PYOVERLAY_SOCKET)")
     return parser
-
-
-def _version() -> str:
-    try:
-        return metadata.version("pyoverlay")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def _serve(environ: dict[str, str]) -> NoReturn:
@@ -70,3 +62,7 @@ def _refuse(*problems: str) -> NoReturn:
     for problem in problems:
         print(f"pyoverlay: {problem}", file=sys.stderr)
     sys.exit(EXIT_USAGE)
+
+
+if __name__ == "__main__":
+    main()

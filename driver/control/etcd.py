@@ -163,7 +163,7 @@ class EtcdControlPlane:
             try:
                 self._follow(client, link, watch, scopes)
             except EtcdError:
-                if not self._has_more_to_follow(link):
+                if not (watch.interrupted and self._has_more_to_follow(link)):
                     raise
             finally:
                 with self._exchange.changed:

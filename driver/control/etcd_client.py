@@ -159,6 +159,7 @@ class Watch:
     def __init__(self, url: str, response: requests.Response, count: int) -> None:
         self._url = url
         self._response = response
+        self.interrupted = False
         self._pending = count
         self._lines = response.iter_lines(chunk_size=None)
         self._early: list[list[Entry]] = []
@@ -172,6 +173,7 @@ class Watch:
 
     def interrupt(self) -> None:
         """End the stream from another thread: its reader gets an EtcdError."""
+        self.interrupted = True
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -6,6 +6,7 @@ words for the same things: keys, revisions, and a view that freezes while the st
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from driver.control.ledger import Ledger
 from driver.control.records import Scope, node_key, prefix
 from driver.control.table import Entry
 from driver.values import NodeId
+
+log = logging.getLogger(__name__)
 
 _BATCH = 128
 _LEASE = 1
@@ -181,7 +184,10 @@ class MemoryControlPlane:
                     return
                 view = self._look()
             if view != self._told:
-                self._on_view(view)
+                try:
+                    self._on_view(view)
+                except Exception:
+                    log.exception("the view could not be used")
             with self._changed:
                 self._told = view
                 self._changed.notify_all()

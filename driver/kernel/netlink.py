@@ -26,7 +26,7 @@ from driver.kernel import links, netns, rows, underlay
 from driver.kernel.links import Link
 from driver.kernel.refusal import absent, foreign, refusal, vni_taken
 from driver.kernel.spaces import Spaces
-from driver.kernel.wire import CREATE, EXCL, REPLACE, Channel, Request, attribute
+from driver.kernel.wire import CREATE, EXCL, REPLACE, Channel, Refused, Request, attribute
 from driver.model import Underlay
 from driver.objects import (
     Bridge,
@@ -97,18 +97,14 @@ class NetlinkKernel:
         deleted and made anew, and has lost its rows then. Its local address is changed in place.
         """
         failures: dict[Key, KernelError] = {}
-        for batch, some in groupby(ops, key=_batch):
-            if batch is not None:
-                failures |= self._apply_rows(*batch, list(some))
-                continue
-            for op in some:
-                obj = _subject(op)
-                try:
-                    self._apply(op)
-                except KernelError as failure:
-                    failures[obj.key] = failure
-                except OSError as failure:
-                    failures[obj.key] = refusal(obj, failure, "set" if isinstance(op, Set) else "delete")
+        for (action, namespace, device), some in groupby(ops, key=_batch):
+            batch = list(some)
+            if action == "rows":
+                failures |= self._apply_rows(namespace, device, batch)
+            elif action == "remove":
+                failures |= self._remove(namespace, batch)
+            else:
+                failures |= self._apply_each(batch)
         return failures
 
     def underlay(self, vtep: Address | None) -> Underlay | None:
@@ -129,6 +125,18 @@ class NetlinkKernel:
             raise absent(obj, f"network namespace {namespace}")
         return channel
 
+    def _apply_each(self, ops: Sequence[Op]) -> dict[Key, KernelError]:
+        failures = {}
+        for op in ops:
+            obj = _subject(op)
+            try:
+                self._apply(op)
+            except KernelError as failure:
+                failures[obj.key] = failure
+            except OSError as failure:
+                failures[obj.key] = _failure(op, failure)
+        return failures
+
     def _apply(self, op: Op) -> None:
         match op:
             case Set(Namespace(name)):
@@ -147,8 +155,6 @@ class NetlinkKernel:
                 self._spaces.drop(name)
             case Delete(BridgeAddress() as address):
                 self._delete_address(address)
-            case Delete(Bridge() | Vxlan() | Port() as device):
-                self._delete_device(device)
 
     def _apply_rows(self, namespace: str, device: str, ops: Sequence[Op]) -> dict[Key, KernelError]:
         try:
@@ -157,15 +163,18 @@ class NetlinkKernel:
             if channel is None or found is None:
                 what = f"VXLAN device {device} in {namespace}"
                 return {o.want.key: absent(o.want, what) for o in ops if isinstance(o, Set)}
-            results = channel.attempt([rows.encode(op, found.index) for op in ops])
+            return _failures(ops, channel.attempt([rows.encode(op, found.index) for op in ops]))
         except OSError as failure:
-            return {_subject(op).key: refusal(_subject(op), failure) for op in ops}
-        failures = {}
-        for op, refused in zip(ops, results, strict=True):
-            if refused and not (isinstance(op, Delete) and refused.errno in _GONE):
-                verb = "set" if isinstance(op, Set) else "delete"
-                failures[_subject(op).key] = refusal(_subject(op), refused, verb)
-        return failures
+            return {_subject(op).key: _failure(op, failure) for op in ops}
+
+    def _remove(self, namespace: str, ops: Sequence[Op]) -> dict[Key, KernelError]:
+        try:
+            channel = self._spaces.channel(namespace)
+            if channel is None:
+                return {}
+            return _failures(ops, links.remove(channel, [_subject(op).key[2] for op in ops]))
+        except OSError as failure:
+            return {_subject(op).key: _failure(op, failure) for op in ops}
 
     def _set_bridge(self, want: Bridge) -> None:
         channel = self._channel_for(want, want.namespace)
@@ -241,11 +250,6 @@ class NetlinkKernel:
         peer = _existing(self._host, want, want.peer)
         self._host.do(Request(_NEWLINK, 0, _link(peer.index, None, [("IFLA_IFALIAS", want.alias)])))
 
-    def _delete_device(self, have: Bridge | Vxlan | Port) -> None:
-        channel = self._spaces.channel(have.namespace)
-        if channel:
-            _dismiss(channel, Request(_DELLINK, 0, _link(0, None, [("IFLA_IFNAME", have.name)])))
-
     def _delete_address(self, have: BridgeAddress) -> None:
         channel = self._spaces.channel(have.namespace)
         bridge = links.link(channel, have.device) if channel else None
@@ -257,9 +261,26 @@ def _subject(op: Op) -> KernelObject:
     return op.want if isinstance(op, Set) else op.have
 
 
-def _batch(op: Op) -> tuple[str, str] | None:
-    obj = _subject(op)
-    return (obj.namespace, obj.device) if isinstance(obj, FdbEntry | Neighbour) else None
+def _batch(op: Op) -> tuple[str, str, str]:
+    """Tell which neighbouring operations can be done in one go."""
+    match op:
+        case Set(FdbEntry() | Neighbour() as row) | Delete(FdbEntry() | Neighbour() as row):
+            return ("rows", row.namespace, row.device)
+        case Delete(Bridge() | Vxlan() | Port() as device):
+            return ("remove", device.namespace, "")
+    return ("each", "", "")
+
+
+def _failure(op: Op, cause: OSError) -> KernelError:
+    return refusal(_subject(op), cause, "set" if isinstance(op, Set) else "delete")
+
+
+def _failures(ops: Sequence[Op], results: Sequence[Refused | None]) -> dict[Key, KernelError]:
+    return {
+        _subject(op).key: _failure(op, refused)
+        for op, refused in zip(ops, results, strict=True)
+        if refused and not (isinstance(op, Delete) and refused.errno in _GONE)
+    }
 
 
 def _contents(channel: Channel, namespace: str) -> Iterator[KernelObject]:
@@ -350,16 +371,15 @@ def _bridge_settings(want: Bridge) -> _Attributes:
     ]
 
 
-def _bridge_kind() -> tuple[str, Any]:
+def _bridge_kind(*more: tuple[str, int]) -> tuple[str, Any]:
     # Without snooping a multicast frame goes to every port, the tunnel included.
-    off = [("IFLA_BR_FORWARD_DELAY", 0), ("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0)]
-    return _linkinfo("bridge", off)
+    return _linkinfo("bridge", [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0), *more])
 
 
 def _new_bridge(want: Bridge) -> bytes:
     # A bridge follows the smallest MTU of its ports until its own was changed once.
     settings = [("IFLA_IFNAME", want.name), ("IFLA_ADDRESS", want.mac), ("IFLA_MTU", _MTU_OF_NOBODY)]
-    return _link(0, None, [*settings, _bridge_kind()])
+    return _link(0, None, [*settings, _bridge_kind(("IFLA_BR_FORWARD_DELAY", 0))])
 
 
 def _forwarding() -> bytes:

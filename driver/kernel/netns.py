@@ -88,7 +88,7 @@ def pin(namespace: int, path: Path) -> None:
     A plain file left there by a process that died between the two steps is used.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path.touch(mode=0o444)
+    os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o444))
     _mount(f"/proc/self/fd/{namespace}", path, "none", _MS_BIND)
 
 

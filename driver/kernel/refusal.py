@@ -76,7 +76,7 @@ def vni_taken(obj: Vxlan, holder: str) -> KernelError:
     """Build the error for a VNI that another device of this host has; *holder* may be empty."""
     return KernelError(
         f"VNI {obj.vni} on UDP port {obj.port} is already used on this host by "
-        f"{holder or 'a VXLAN device that is not visible from here'}; "
+        f"{holder or 'a VXLAN device out of sight (of another namespace, or one just going away)'}; "
         "remove that device, or choose another VNI with -o vni=… or another port with -o vxlan_port=…",
         errno.EEXIST,
     )

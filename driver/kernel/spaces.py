@@ -26,23 +26,23 @@ class Spaces:
         self._open: dict[str, _Space] = {}
 
     def names(self) -> list[str]:
-        """List what is pinned and ours."""
-        try:
-            found = os.listdir(self._directory)
-        except FileNotFoundError:
-            return []
-        return sorted(
-            n for n in found if n.startswith(NAMESPACE_PREFIX) and netns.is_pin(self._directory / n)
-        )
+        """List what is pinned and ours, or open."""
+        found: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            found = [n for n in os.listdir(self._directory) if n.startswith(NAMESPACE_PREFIX)]
+        return sorted({*self._open, *(n for n in found if netns.is_pin(self._directory / n))})
 
     def channel(self, name: str) -> Channel | None:
         """Return the socket into namespace *name*, None when there is none; raise OSError.
 
-        A pin that was replaced by hand is noticed: a socket into the former namespace would
-        still work, there.
+        When somebody removed the pin ("ip netns delete"), the namespace and its containers live
+        on with our socket, and it is pinned again. When the pin is another namespace now, that
+        one counts: the socket still works, but where nobody looks.
         """
-        identity = netns.identity(self._directory / name)
         space = self._open.get(name)
+        identity = netns.identity(self._directory / name)
+        if space and identity is None:
+            identity = self._pin_again(name, space)
         if space and space.identity == identity:
             return space.channel
         self._forget(name)
@@ -84,6 +84,14 @@ class Spaces:
         """Give back the sockets."""
         for name in list(self._open):
             self._forget(name)
+
+    def _pin_again(self, name: str, space: _Space) -> tuple[int, int] | None:
+        descriptor = space.channel.namespace()
+        try:
+            netns.pin(descriptor, self._directory / name)
+        finally:
+            os.close(descriptor)
+        return netns.identity(self._directory / name)
 
     def _forget(self, name: str) -> None:
         space = self._open.pop(name, None)

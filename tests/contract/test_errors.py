@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,11 @@ import driver.errors
 import ipam.errors
 from driver.errors import DriverError
 from ipam.errors import IpamError
+from plugin.app import create_app
 from plugin.errors import STATUS, status_of
+from tests.contract.engine import refusal
+from tests.contract.samples import sample
+from tests.contract.services import FakeAddresses, FakeNetworks
 
 
 def tree(root: type[Exception]) -> Iterator[type[Exception]]:
@@ -46,3 +51,22 @@ def test_a_class_without_a_rule_has_its_bases() -> None:
 
     assert status_of(TooBig("x")) == 400
     assert status_of(KeyError("x")) is None
+
+
+def test_what_nobody_foresaw_shows_a_reference_only(caplog: pytest.LogCaptureFixture) -> None:
+    """The traceback, which may hold anything, is in the log under the reference that the user sees."""
+    client = create_app(FakeNetworks(KeyError("secret")), FakeAddresses()).test_client()
+    response = client.post("/NetworkDriver.Join", data=json.dumps(sample("NetworkDriver.Join")))
+    assert response.status_code == 500
+    message = refusal(response.data)
+    assert "secret" not in message
+    reference = message.split("ref ")[1].split(")")[0]
+    assert any(reference in record.message and record.exc_info for record in caplog.records)
+
+
+def test_an_expected_failure_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Method, status and sentence; no traceback."""
+    client = create_app(FakeNetworks(driver.errors.Conflict("vni 7 is taken")), FakeAddresses()).test_client()
+    client.post("/NetworkDriver.CreateNetwork", data=json.dumps(sample("NetworkDriver.CreateNetwork")))
+    assert [r.getMessage() for r in caplog.records] == ["NetworkDriver.CreateNetwork: 409 vni 7 is taken"]
+    assert [r.exc_info for r in caplog.records] == [None]

@@ -9,132 +9,18 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from plugin.server import EXIT_RESTART, PATIENCE
 from tests.contract.engine import accept, refusal
+from tests.contract.process import Server, children, eventually, head, read, running
 from tests.contract.samples import sample
 from tests.contract.stub import SLOW
-
-ROOT = Path(__file__).parents[2]
-T = TypeVar("T")
-
-
-class Server:
-    """A process of `tests.contract.stub`; its output is in *log*."""
-
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "pyoverlay.sock"
-        self.log = folder / "log"
-        self.state_dir = folder
-        self.started = time.monotonic()
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        settings = {
-            "PYOVERLAY_SOCKET": str(self.socket),
-            "PYOVERLAY_STATE_DIR": str(self.state_dir),
-            "PYOVERLAY_LOG_LEVEL": "debug",
-        }
-        self.started = time.monotonic()
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tests.contract.stub"],
-                cwd=ROOT,
-                env={**os.environ, **settings},
-                stdout=log,
-                stderr=log,
-            )
-
-    def connect(self) -> socket.socket:
-        """Connect; the socket closes itself in a `with` and never waits for more than ten seconds."""
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(10)
-        try:
-            client.connect(str(self.socket))
-        except OSError:
-            client.close()
-            raise
-        return client
-
-    def call(self, method: str, body: bytes = b"", host: str = "plugin.moby.localhost") -> tuple[int, bytes]:
-        """Call as Go's client does; return status and body."""
-        with self.connect() as client:
-            client.sendall(head(method, len(body), host) + body)
-            return read(client)
-
-    def oper_info(self) -> float:
-        """Call the method that must always answer at once; return the seconds that it took."""
-        started = time.monotonic()
-        request = sample("NetworkDriver.EndpointOperInfo")
-        method = "NetworkDriver.EndpointOperInfo"
-        accept(method, request, *self.call(method, json.dumps(request).encode()))
-        return time.monotonic() - started
-
-    def worker(self) -> int:
-        """The worker's process id."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int(children.read_text().split()[0])
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
-        """Signal the arbiter and return the seconds until it was gone."""
-        started = time.monotonic()
-        self.process.send_signal(number)
-        self.process.wait(15)
-        return time.monotonic() - started
-
-
-def head(method: str, length: int, host: str = "plugin.moby.localhost") -> bytes:
-    """The engine's header, of which nothing is left out (see the recordings)."""
-    return (
-        f"POST /{method} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Go-http-client/1.1\r\n"
-        f"Content-Length: {length}\r\nAccept: application/vnd.docker.plugins.v1.2+json\r\n"
-        "Accept-Encoding: gzip\r\n\r\n"
-    ).encode()
-
-
-def read(client: socket.socket) -> tuple[int, bytes]:
-    """Read one answer up to the end of the connection, which must come at once."""
-    data = b""
-    with contextlib.suppress(ConnectionResetError):
-        # Linux says so when we wrote more than was read; what was answered came first.
-        while chunk := client.recv(65536):
-            data += chunk
-    lines, _, body = data.partition(b"\r\n\r\n")
-    assert b"\r\nConnection: close" in lines, data
-    return int(lines.split()[1]), body
-
-
-def eventually(attempt: Callable[[], T], seconds: float = 10) -> T:
-    """Repeat *attempt* until it neither raises nor is false."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if result := attempt():
-                return result
-        except (OSError, AssertionError, IndexError):
-            if time.monotonic() > deadline:
-                raise
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def running(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
-    try:
-        eventually(server.oper_info)
-        yield server
-    finally:
-        server.process.kill()
-        server.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -351,24 +237,26 @@ def test_no_signal_makes_a_second_worker(own_server: Server, name: str) -> None:
     assert own_server.worker() == worker
 
 
-def test_orphans_are_reaped(own_server: Server) -> None:
-    """The plugin is PID 1: what its children leave behind becomes its own."""
-    # Not PID 1 here, so a child of the arbiter's own stands for the orphan: the one that is killed.
-    for _ in range(3):
-        os.kill(own_server.worker(), signal.SIGKILL)
-        eventually(own_server.oper_info)
-    children = Path(f"/proc/{own_server.process.pid}/task/{own_server.process.pid}/children").read_text()
-    assert len(children.split()) == 1
+@pytest.mark.kernel
+def test_as_process_1_it_reaps_orphans_and_goes_when_told(tmp_path: Path) -> None:
+    """Nobody else does in the plugin's namespace, and there the kernel drops signals without a handler."""
+    with running(tmp_path, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child") as server:
+        (inside,) = children(server.process.pid)
+        enter = ["nsenter", f"--target={inside}", "--pid", "--mount"]
+        # The shell is gone before its child ends.
+        subprocess.run([*enter, "sh", "-c", "sleep 0.3 & sleep 0.3 & exit"], check=True)
+        assert len(children(inside)) == 3
+        eventually(lambda: len(children(inside)) == 1)
+        os.kill(inside, signal.SIGTERM)
+        assert server.process.wait(2) == 0
+        assert not server.socket.exists()
 
 
-def test_a_second_process_is_refused(own_server: Server, tmp_path: Path) -> None:
+def test_a_second_process_is_refused(own_server: Server) -> None:
     """A live server keeps its socket; the newcomer says so and ends."""
-    (tmp_path / "second").mkdir()
-    second = Server.__new__(Server)
-    second.socket, second.log, second.state_dir = own_server.socket, tmp_path / "second" / "log", tmp_path
-    process = second.start()
+    process = own_server.start()
     assert process.wait(10) != 0
-    assert "another process serves it" in second.log.read_text()
+    assert "another process serves it" in own_server.log.read_text()
     assert own_server.oper_info() < 1
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from driver.errors import Conflict, DriverError, NotFound
+from driver.errors import DriverError, NotFound
 from driver.model import Subnet
 from ipam.errors import Exhausted
 from plugin.app import create_app
@@ -278,25 +278,6 @@ def test_hosts_are_passed_on(client: FlaskClient, networks: FakeNetworks) -> Non
         ("node_discovered", ip_address("10.77.0.1"), True),
         ("node_lost", ip_address("fd00::2")),
     ]
-
-
-def test_what_nobody_foresaw_shows_a_reference_only(caplog: pytest.LogCaptureFixture) -> None:
-    """The traceback, which may hold anything, is in the log under the reference that the user sees."""
-    client = create_app(FakeNetworks(KeyError("secret")), FakeAddresses()).test_client()
-    response = client.post("/NetworkDriver.Join", data=json.dumps(sample("NetworkDriver.Join")))
-    assert response.status_code == 500
-    message = refusal(response.data)
-    assert "secret" not in message
-    reference = message.split("ref ")[1].split(")")[0]
-    assert any(reference in record.message and record.exc_info for record in caplog.records)
-
-
-def test_an_expected_failure_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Method, status and sentence; no traceback."""
-    client = create_app(FakeNetworks(Conflict("vni 7 is taken")), FakeAddresses()).test_client()
-    client.post("/NetworkDriver.CreateNetwork", data=json.dumps(sample("NetworkDriver.CreateNetwork")))
-    assert [r.getMessage() for r in caplog.records] == ["NetworkDriver.CreateNetwork: 409 vni 7 is taken"]
-    assert [r.exc_info for r in caplog.records] == [None]
 
 
 def test_the_plainest_answer_is_an_empty_object() -> None:

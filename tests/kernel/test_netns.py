@@ -114,8 +114,10 @@ def test_ip_netns_works_with_our_namespaces() -> None:
                 f"ip netns list; ip -n {NS} -br link; ip netns exec {NS} cat /proc/sys/net/ipv4/ip_forward"
             )
             shown = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, check=True).stdout
+            kernel.read(NS)
             subprocess.run(["ip", "netns", "delete", NS], check=True)
-            assert kernel.read(NS) == {}
+            assert list(kernel.read(NS)), "it is wanted, so it was pinned again"
+            assert netns.is_pin(Path("/run/netns") / NS)
         finally:
             kernel.apply([Delete(Namespace(NS))])
             kernel.close()

@@ -1,0 +1,124 @@
+"""The engine's API, as far as it tells of the Swarm. Never called while the engine waits for us.
+
+Paths without a version mean the engine's own newest one; the few fields read here have been the
+same from 20.10 to 29 (https://docs.docker.com/reference/api/engine/).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+DEFAULT_SOCKET: Final = Path("/run/docker.sock")
+_SECONDS: Final = 2.0
+_MAX_ANSWER: Final = 8 << 20
+_STATES: Final = frozenset({"inactive", "pending", "active", "error", "locked"})
+
+
+class EngineAway(Exception):
+    """The engine did not answer, or not in a way that says anything."""
+
+
+class Leadership(Enum):
+    """Whether this node leads its Swarm."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+    """The engine is away, or the managers have no quorum: the last known answer stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmFacts:
+    """What the engine says of its Swarm."""
+
+    state: str = ""
+    """LocalNodeState: inactive, pending, active, error or locked; empty before the engine was asked."""
+    node: str = ""
+    address: str = ""
+    manager: bool = False
+    managers: tuple[str, ...] = ()
+    """Hosts of all managers, addresses as a rule, without ports."""
+
+    @property
+    def member(self) -> bool | None:
+        """Whether this node is in a Swarm; None when the engine cannot tell for now."""
+        return {"active": True, "inactive": False}.get(self.state)
+
+
+class Engine:
+    """A client of the engine on its Unix socket."""
+
+    def __init__(self, path: Path = DEFAULT_SOCKET) -> None:
+        self._path = path
+
+    def info(self) -> SwarmFacts:
+        """Ask what the Swarm is; raise EngineAway when there is no answer."""
+        status, answer = self._get("/info")
+        swarm = answer.get("Swarm")
+        if status != 200 or not isinstance(swarm, dict) or swarm.get("LocalNodeState") not in _STATES:
+            raise EngineAway(f"{self._path}: /info answered {status} without a Swarm state")
+        managers = [m.get("Addr") for m in swarm.get("RemoteManagers") or [] if isinstance(m, dict)]
+        return SwarmFacts(
+            state=swarm["LocalNodeState"],
+            node=str(swarm.get("NodeID") or ""),
+            address=str(swarm.get("NodeAddr") or ""),
+            manager=swarm.get("ControlAvailable") is True,
+            managers=tuple(sorted({_host(m) for m in managers if isinstance(m, str) and m})),
+        )
+
+    def leadership(self, facts: SwarmFacts) -> Leadership:
+        """Ask whether the node of *facts* leads the Swarm; never raises."""
+        if facts.member is False or (facts.member and not facts.manager):
+            return Leadership.NO
+        if not facts.node:
+            return Leadership.UNKNOWN
+        try:
+            status, answer = self._get(f"/nodes/{facts.node}")
+        except EngineAway:
+            return Leadership.UNKNOWN
+        if status != 200 or answer.get("ID") != facts.node:
+            return Leadership.UNKNOWN
+        manager = answer.get("ManagerStatus")
+        leads = isinstance(manager, dict) and manager.get("Leader") is True
+        return Leadership.YES if leads else Leadership.NO
+
+    def _get(self, path: str) -> tuple[int, Mapping[str, Any]]:
+        connection = _UnixConnection(self._path)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            answer = json.loads(response.read(_MAX_ANSWER))
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            raise EngineAway(f"{self._path}: {path}: {type(error).__name__}: {error}") from None
+        finally:
+            connection.close()
+        return response.status, answer if isinstance(answer, dict) else {}
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("docker", timeout=_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the path instead of to the host."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_SECONDS)
+        self.sock.connect(str(self._path))
+
+
+def _host(address: str) -> str:
+    """Return the host of "host:port", "[v6]:port", or of an address that has no port."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, colon, _ = address.rpartition(":")
+    return host if colon and ":" not in host else address

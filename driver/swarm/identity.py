@@ -1,0 +1,33 @@
+"""The certificates that Swarm gives every node, used as they lie on the disk (90 days, renewed by the engine).
+
+Subject: O = the Swarm, OU = swarm-manager or swarm-worker, CN = the node; the role and the node are
+also DNS names, and the certificate serves for clients and servers alike (swarmkit ca/certificates.go).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from driver.control.tls import Credentials
+
+DEFAULT_FOLDER: Final = Path("/var/lib/docker/swarm/certificates")
+MANAGER_NAME: Final = "swarm-manager"
+"""A worker's certificate does not bear it, so a worker cannot pose as the store."""
+
+_WAY_OUT: Final = (
+    "the store of a Swarm is trusted by the Swarm's own certificates. If the Swarm is locked, run"
+    " `docker swarm unlock` and `docker swarm update --autolock=false`; or name a store of your own"
+    " with the setting PYOVERLAY_STORE"
+)
+
+
+def swarm_credentials(folder: Path = DEFAULT_FOLDER) -> Credentials:
+    """Return this node's certificates; they need not be there yet."""
+    return Credentials(
+        ca=folder / "swarm-root-ca.crt",
+        certificate=folder / "swarm-node.crt",
+        key=folder / "swarm-node.key",
+        server_name=MANAGER_NAME,
+        way_out=_WAY_OUT,
+    )

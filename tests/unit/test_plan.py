@@ -1,0 +1,137 @@
+"""diff: from wish and kernel to operations, for any two states of the kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driver.objects import FdbEntry, KernelObject, Key, Kind, Namespace, Neighbour, Port, Vxlan, parent
+from driver.plan import Delete, Op, Set, diff
+from tests.fakes.kernel import FakeKernel
+from tests.worlds import converge, everything, world
+
+worlds = st.integers(0, 10_000).map(lambda seed: world(Random(seed)))
+State = dict[Key, KernelObject]
+
+
+def applied(ops: list[Op], have: State) -> State:
+    """The simplest kernel: a dict in which children go with their parents."""
+    state = dict(have)
+    for op in ops:
+        if isinstance(op, Set):
+            state[op.want.key] = op.want
+        else:
+            state.pop(op.have.key, None)
+            state = _without_orphans(state)
+    return state
+
+
+def _without_orphans(state: State) -> State:
+    while orphans := [k for k, obj in state.items() if (above := parent(obj)) and above not in state]:
+        for key in orphans:
+            del state[key]
+    return state
+
+
+@given(worlds, worlds)
+def test_applying_the_difference_gives_the_wish(want: State, have: State) -> None:
+    assert applied(diff(want, have), have) == want
+
+
+@given(worlds)
+def test_between_equals_there_is_no_difference(want: State) -> None:
+    assert diff(want, dict(want)) == []
+
+
+@given(worlds, worlds, st.randoms(use_true_random=False))
+def test_the_order_of_the_input_does_not_matter(want: State, have: State, random: Random) -> None:
+    def shuffled(state: State) -> State:
+        items = list(state.items())
+        random.shuffle(items)
+        return dict(items)
+
+    assert diff(shuffled(want), shuffled(have)) == diff(want, have)
+
+
+@given(worlds, worlds)
+def test_parents_come_first_and_children_go_first(want: State, have: State) -> None:
+    ops = diff(want, have)
+    there = set(have)
+    deletes = [op for op in ops if isinstance(op, Delete)]
+    assert ops[: len(deletes)] == deletes
+    for op in deletes:
+        children = [k for k in there if k in have and parent(have[k]) == op.have.key]
+        assert all(key[0] in (Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS) for key in children)
+        there.discard(op.have.key)
+    for op in ops[len(deletes) :]:
+        assert isinstance(op, Set)
+        above = parent(op.want)
+        assert above is None or above in there
+        there.add(op.want.key)
+
+
+@given(worlds, worlds)
+def test_each_key_is_touched_once(want: State, have: State) -> None:
+    keys = [op.want.key if isinstance(op, Set) else op.have.key for op in diff(want, have)]
+    assert len(keys) == len(set(keys))
+
+
+@given(worlds, worlds)
+def test_before_in_sync_no_row_is_deleted(want: State, have: State) -> None:
+    ops = diff(want, have, prune_rows=False)
+    assert not [op for op in ops if isinstance(op, Delete) and isinstance(op.have, FdbEntry | Neighbour)]
+    others = [op for op in diff(want, have) if op not in ops]
+    assert all(isinstance(op, Delete) and isinstance(op.have, FdbEntry | Neighbour) for op in others)
+
+
+@given(worlds, worlds)
+def test_a_set_tells_what_was_there(want: State, have: State) -> None:
+    for op in diff(want, have):
+        if isinstance(op, Set):
+            assert op.have == have.get(op.want.key)
+            assert op.have != op.want
+
+
+@given(worlds, worlds)
+def test_the_fake_kernel_gets_there_as_the_real_one_does(want: State, have: State) -> None:
+    kernel = FakeKernel()
+    assert converge(kernel, have) == have
+    assert converge(kernel, want) == want
+    assert everything(kernel, {}) == want
+
+
+@given(worlds, worlds)
+def test_failures_heal(want: State, have: State) -> None:
+    """Whatever the kernel refused in one round is done in the next ones."""
+    kernel = FakeKernel()
+    converge(kernel, have)
+    for kind in Kind:
+        kernel.fail_next(kind, 12, times=2)
+    kernel.apply(diff(want, everything(kernel, want)))
+    kernel.heal()
+    assert converge(kernel, want) == want
+
+
+@given(worlds)
+def test_a_port_that_the_engine_has_is_mended_and_never_made(want: State) -> None:
+    for key, obj in want.items():
+        if not isinstance(obj, Port):
+            continue
+        handed_over = replace(obj, create=False)
+        assert diff({key: handed_over}, {}) == []
+        assert diff({key: handed_over}, {key: replace(obj, bridge="")}) == [
+            Set(handed_over, replace(obj, bridge=""))
+        ]
+
+
+@given(worlds)
+def test_devices_go_one_by_one_before_their_namespace(have: State) -> None:
+    """A namespace ends in the background; until then its VNIs would be busy."""
+    ops = diff({}, have)
+    gone = [op.have.key for op in ops if isinstance(op, Delete)]
+    assert {key for key, obj in have.items() if isinstance(obj, Vxlan | Port | Namespace)} <= set(gone)
+    last = [key[0] for key in gone if key[0] in (Kind.VXLAN, Kind.NAMESPACE)]
+    assert last == sorted(last, reverse=True)
