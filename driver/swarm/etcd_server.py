@@ -57,7 +57,7 @@ class EtcdServer:
         self._sessions = TlsSessions(settings.credentials)
         self._version: object = None
         self._session: requests.Session | None = None
-        self._root = _stamp(settings.credentials.ca)
+        self._root = _content(settings.credentials.ca)
 
     @property
     def url(self) -> str:
@@ -72,11 +72,12 @@ class EtcdServer:
         settings = self._settings
         _check_port(settings.port, self._family())
         self._renew()
+        command = self._command()
         shutil.rmtree(settings.folder, ignore_errors=True)
         try:
             settings.folder.mkdir(mode=0o700, parents=True)
             self._process = subprocess.Popen(
-                self._command(),
+                command,
                 cwd=settings.folder,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},  # ETCD_… variables would be settings
                 stdin=subprocess.DEVNULL,
@@ -84,10 +85,7 @@ class EtcdServer:
                 stderr=subprocess.PIPE,
             )
         except OSError as error:
-            raise StoreUnavailable(
-                f"etcd cannot be started ({error}): install etcd 3.5 on this host, or name a store of your"
-                " own with the setting PYOVERLAY_STORE"
-            ) from None
+            raise StoreUnavailable(f"etcd cannot be started: {error}") from None
         self._reader = threading.Thread(
             target=_relay_log, args=(self._process.stderr,), name="etcd-log", daemon=True
         )
@@ -109,7 +107,7 @@ class EtcdServer:
 
     def outdated(self) -> bool:
         """Tell whether the root certificate was replaced: etcd reads the others anew, but not that one."""
-        return _stamp(self._settings.credentials.ca) != self._root
+        return _content(self._settings.credentials.ca) not in (self._root, b"")
 
     def wait_healthy(self, seconds: float, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Wait until it serves; return False when it died, time ran out, or *stopped* says so."""
@@ -162,7 +160,7 @@ class EtcdServer:
             "listen-peer-urls": _PEER,
             "initial-advertise-peer-urls": _PEER,
             "initial-cluster": f"leader={_PEER}",
-            "initial-cluster-token": uuid.uuid4().hex,  # makes the cluster id, by which clients know a new store
+            "initial-cluster-token": uuid.uuid4().hex,  # makes the cluster id, which tells a store as new
             "cert-file": str(credentials.certificate),
             "key-file": str(credentials.key),
             "trusted-ca-file": str(credentials.ca),
@@ -174,15 +172,28 @@ class EtcdServer:
             "election-timeout": "500",  # the one member elects itself only after it
             "unsafe-no-fsync": "true",
             "logger": "zap",
-            "log-level": "warn",
+            "log-level": "error",  # below, the gateway complains of every single request
         }
-        command = [settings.binary, *(f"--{name}={value}" for name, value in options.items())]
-        return ["setpriv", "--pdeathsig", "KILL", "--", *command]
+        return [
+            *("setpriv", "--pdeathsig", "KILL", "--"),
+            _find(settings.binary),
+            *(f"--{name}={value}" for name, value in options.items()),
+        ]
 
 
 def bracket(host: str) -> str:
     """Return *host* as a URL wants it."""
     return f"[{host}]" if ":" in host else host
+
+
+def _find(binary: str) -> str:
+    path = shutil.which(binary)
+    if path is None:
+        raise StoreUnavailable(
+            f"{binary} is not to be found: install etcd 3.5 on this host, or name a store of your own with"
+            " the setting PYOVERLAY_STORE"
+        )
+    return path
 
 
 def _check_port(port: int, family: socket.AddressFamily) -> None:
@@ -193,16 +204,15 @@ def _check_port(port: int, family: socket.AddressFamily) -> None:
             probe.listen()
         except OSError as error:
             raise StoreUnavailable(
-                f"port {port} for the Swarm's store is not to be had on this host ({error.strerror}): free it, or"
-                " choose another one, the same on all nodes, with the setting PYOVERLAY_STORE_PORT"
+                f"port {port} for the Swarm's store is not to be had on this host ({error.strerror}): free"
+                " it, or choose another one, the same on all nodes, with the setting PYOVERLAY_STORE_PORT"
             ) from None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _content(path: Path) -> bytes:
     with suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns
-    return None
+        return path.read_bytes()
+    return b""
 
 
 def _relay_log(stream: IO[bytes] | None) -> None:
@@ -215,13 +225,6 @@ def _relay_log(stream: IO[bytes] | None) -> None:
         stream.close()
 
 
-#: Said at every start of every such server.
-_USUAL: Final = (
-    "Running http and grpc server on single port",
-    "simple token is not cryptographically signed",
-)
-
-
 def _parse(line: bytes) -> tuple[int, str]:
     text = line.decode(errors="replace").strip()
     try:
@@ -230,7 +233,5 @@ def _parse(line: bytes) -> tuple[int, str]:
         level = logging.getLevelNamesMapping().get(str(fields.pop("level")).upper(), logging.ERROR)
     except (ValueError, KeyError, AttributeError, TypeError):
         return logging.WARNING, text
-    if message.startswith(_USUAL):
-        level = logging.DEBUG
     rest = ", ".join(f"{name}={value}" for name, value in fields.items() if name not in ("ts", "caller"))
     return min(level, logging.ERROR), f"{message} ({rest})" if rest else message

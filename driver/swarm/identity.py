@@ -1,4 +1,6 @@
-"""The certificates that Swarm gives every node, used as they lie on the disk (90 days, renewed by the engine).
+"""The certificates that Swarm gives every node, used as they lie on the disk.
+
+They last 90 days, and the engine renews them in time.
 
 Subject: O = the Swarm, OU = swarm-manager or swarm-worker, CN = the node; the role and the node are
 also DNS names, and the certificate serves for clients and servers alike (swarmkit ca/certificates.go).

@@ -66,11 +66,11 @@ def test_parents_come_first_and_children_go_first(want: State, have: State) -> N
         children = [k for k in there if k in have and parent(have[k]) == op.have.key]
         assert all(key[0] in (Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS) for key in children)
         there.discard(op.have.key)
-    for op in ops[len(deletes) :]:
-        assert isinstance(op, Set)
-        above = parent(op.want)
+    for later in ops[len(deletes) :]:
+        assert isinstance(later, Set)
+        above = parent(later.want)
         assert above is None or above in there
-        there.add(op.want.key)
+        there.add(later.want.key)
 
 
 @given(worlds, worlds)
