@@ -7,7 +7,6 @@ COPY requirements.lock /src/
 RUN python3 -m venv /opt/pyoverlay \
  && /opt/pyoverlay/bin/pip install --no-cache-dir --require-hashes -r /src/requirements.lock \
  && /opt/pyoverlay/bin/pip uninstall -y pip
-COPY pyproject.toml README.md LICENSE /src/
 COPY plugin /opt/pyoverlay/app/plugin
 COPY driver /opt/pyoverlay/app/driver
 COPY ipam /opt/pyoverlay/app/ipam

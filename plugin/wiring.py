@@ -11,13 +11,19 @@ from typing import TypeVar
 from flask import Flask
 
 from driver.control import ControlPlane
+from driver.control.etcd import EtcdControlPlane
 from driver.control.memory import MemoryControlPlane
+from driver.control.tls import TlsSessions
 from driver.disk import FileDisk
 from driver.engine import Engine
 from driver.kernel.netlink import NetlinkKernel
 from driver.peering import Peering
 from driver.service import OverlayService
 from driver.store import Store
+from driver.swarm.engine import Engine as EngineApi
+from driver.swarm.etcd_server import EtcdSettings
+from driver.swarm.identity import swarm_credentials
+from driver.swarm.store import SwarmStore
 from driver.values import Prefix
 from ipam.service import IpamService
 from ipam.store import FileStore
@@ -57,6 +63,7 @@ class Runtime:
         self._netns_dir = settings.run_dir / "netns"
         self._store = Store(FileDisk(settings.state_dir / "state.json"))
         self._engine = Engine(self._store, NetlinkKernel(self._netns_dir))
+        self._swarm: SwarmStore | None = None
         self._peering = Peering(self._store, self._control_plane())
         self._overlay = OverlayService(
             self._store,
@@ -82,6 +89,8 @@ class Runtime:
         )
         self._set_vtep()
         self._engine.start()
+        if self._swarm:
+            self._swarm.start()
         self._peering.start()
         if self._settings.scope == "auto":
             self._watcher.start()
@@ -91,10 +100,21 @@ class Runtime:
         """Stop the threads; networks and containers go on. Who has left the Swarm withdraws."""
         self._stopped.set()
         self._peering.stop(leave=scope_of(self._settings) != self._scope)
+        if self._swarm:
+            self._swarm.stop()
         self._engine.stop()
 
     def _control_plane(self) -> ControlPlane:
-        return MemoryControlPlane(self._store.state.host.id)
+        """Choose the store: the user's, in a Swarm the leader's, else none beyond this process."""
+        settings, node = self._settings, self._store.state.host.id
+        if settings.store:
+            return EtcdControlPlane(node, lambda: settings.store)
+        if self._scope == "local":
+            return MemoryControlPlane(node)
+        credentials = swarm_credentials(settings.swarm_dir / "certificates")
+        etcd = EtcdSettings("etcd", settings.state_dir / "etcd", settings.store_port, credentials)
+        self._swarm = SwarmStore(EngineApi(settings.run_dir / "docker.sock"), etcd)
+        return EtcdControlPlane(node, self._swarm.endpoints, TlsSessions(credentials))
 
     def _set_vtep(self) -> None:
         """Take the VTEP address that the user gave; without Swarm, that of the default route."""

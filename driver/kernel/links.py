@@ -10,11 +10,12 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
+from typing import NamedTuple
 
 from driver.kernel.wire import Channel, Refused, Request, attribute, attributes
-from driver.objects import ALIAS_PREFIX, Bridge, BridgeAddress, Port, Vxlan
-from driver.values import Address, Mac, Vni
+from driver.objects import ALIAS_PREFIX, Bridge, Port, Vxlan
+from driver.values import Address, Interface, Mac, Vni
 
 Device = Bridge | Vxlan | Port
 
@@ -101,6 +102,14 @@ class Link:
         return IPv6Address(self.data[_VX_LOCAL6]) if _VX_LOCAL6 in self.data else None
 
 
+class Assigned(NamedTuple):
+    """An address on a device."""
+
+    index: int
+    interface: Interface
+    is_global: bool
+
+
 def links(channel: Channel) -> dict[int, Link]:
     """Return all devices of a namespace by index; raise OSError."""
     body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
@@ -163,19 +172,32 @@ def learns(found: Link) -> bool:
     return bool(_number(found.data, _VX_LEARNING))
 
 
-def addresses(channel: Channel) -> list[tuple[int, BridgeAddress]]:
-    """Return the global addresses of a namespace with their devices' indexes; raise OSError.
-
-    Namespace and device of the result are empty: the caller knows their names.
-    """
+def addresses(channel: Channel) -> list[Assigned]:
+    """Return the addresses of all devices of a namespace; raise OSError."""
     found = []
     for data in channel.dump(_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0)):
         _, length, _, scope, index = _IFADDR.unpack_from(data)
         values = attributes(data, _IFADDR.size)
         packed = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
-        if packed and scope == 0:
-            found.append((index, BridgeAddress("", "", ip_interface((packed, length)))))
+        if packed:
+            found.append(Assigned(index, ip_interface((packed, length)), scope == 0))
     return found
+
+
+def cannot_resolve(index: int, assigned: Sequence[Assigned]) -> bool:
+    """Tell whether a device has IPv6 addresses but no link-local one.
+
+    It asks for neighbours from that one when it forwards, and without it does not ask at all.
+    """
+    six = [a.interface for a in assigned if a.index == index and a.interface.version == 6]
+    return bool(six) and not any(interface.is_link_local for interface in six)
+
+
+def link_local(mac: Mac) -> IPv6Interface:
+    """Derive the link-local address of a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    suffix = bytes([octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]])
+    return IPv6Interface((b"\xfe\x80" + bytes(6) + suffix, 64))
 
 
 def _bridge_is_sound(found: Link) -> bool:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,11 @@ from driver.objects import (
     Vxlan,
 )
 from driver.plan import Delete, Op, Set
-from driver.values import Address, Prefix
+from driver.values import Address, Interface, Prefix
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
 _UP = 0x1
-_NODAD = 0x02
+_NODAD, _LINK = 0x02, 253
 _AF_SPEC, _INET, _INET_CONF, _INET_FORWARDING = 26, 2, 1, 1
 _MTU_OF_NOBODY = 65535
 _GONE = (errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH)
@@ -149,8 +150,7 @@ class NetlinkKernel:
                 self._set_port(port)
             case Set(BridgeAddress() as address):
                 channel = self._channel_for(address, address.namespace)
-                index = _existing(channel, address, address.device).index
-                channel.do(Request(_NEWADDR, CREATE | REPLACE, _address(index, address)))
+                _add_address(channel, _existing(channel, address, address.device), address.interface)
             case Delete(Namespace(name)):
                 self._spaces.drop(name)
             case Delete(BridgeAddress() as address):
@@ -187,6 +187,8 @@ class NetlinkKernel:
         made = _existing(channel, want, want.name)
         if not made.forwarding:  # what is missing is IPv6's, which no netlink message can switch on
             self._spaces.make(want.namespace)
+        if links.cannot_resolve(made.index, links.addresses(channel)):
+            _add_address(channel, made, links.link_local(made.mac))
 
     def _set_vxlan(self, want: Vxlan) -> None:
         channel = self._channel_for(want, want.namespace)
@@ -254,7 +256,7 @@ class NetlinkKernel:
         channel = self._spaces.channel(have.namespace)
         bridge = links.link(channel, have.device) if channel else None
         if channel and bridge:
-            _dismiss(channel, Request(_DELADDR, 0, _address(bridge.index, have)))
+            _dismiss(channel, Request(_DELADDR, 0, _address(bridge.index, have.interface)))
 
 
 def _subject(op: Op) -> KernelObject:
@@ -286,11 +288,16 @@ def _failures(ops: Sequence[Op], results: Sequence[Refused | None]) -> dict[Key,
 def _contents(channel: Channel, namespace: str) -> Iterator[KernelObject]:
     found = links.links(channel)
     devices = {index: links.device(namespace, link, found) for index, link in found.items()}
-    yield from (device for device in devices.values() if device)
-    bridges = {index: device.name for index, device in devices.items() if isinstance(device, Bridge)}
-    for index, address in links.addresses(channel) if bridges else ():
-        if index in bridges:
-            yield BridgeAddress(namespace, bridges[index], address.interface)
+    bridges = {index: device for index, device in devices.items() if isinstance(device, Bridge)}
+    assigned = links.addresses(channel) if bridges else []
+    for index, device in devices.items():
+        if isinstance(device, Bridge) and links.cannot_resolve(index, assigned):
+            yield replace(device, mtu=links.WRONG_MTU)
+        elif device:
+            yield device
+    for index, interface, is_global in assigned:
+        if index in bridges and is_global:
+            yield BridgeAddress(namespace, bridges[index].name, interface)
     vxlans = {index: device.name for index, device in devices.items() if isinstance(device, Vxlan)}
     yield from rows.read(channel, namespace, vxlans)
 
@@ -422,12 +429,17 @@ def _new_pair(want: Port, host: int) -> bytes:
     return _link(0, None, [("IFLA_IFNAME", want.name), ("IFLA_MTU", want.mtu), kind])
 
 
-def _address(index: int, obj: BridgeAddress) -> bytes:
-    address = obj.interface.ip
+def _add_address(channel: Channel, device: Link, interface: Interface) -> None:
+    added = [interface, links.link_local(device.mac)] if interface.version == 6 else [interface]
+    channel.do(*(Request(_NEWADDR, CREATE | REPLACE, _address(device.index, one)) for one in added))
+
+
+def _address(index: int, interface: Interface) -> bytes:
     message = ifaddrmsg()
-    message["family"] = 2 if address.version == 4 else 10
-    message["prefixlen"] = obj.interface.network.prefixlen
-    message["flags"] = 0 if address.version == 4 else _NODAD
+    message["family"] = 2 if interface.version == 4 else 10
+    message["prefixlen"] = interface.network.prefixlen
+    message["flags"] = 0 if interface.version == 4 else _NODAD
+    message["scope"] = _LINK if interface.is_link_local else 0
     message["index"] = index
-    message["attrs"] = [("IFA_LOCAL", str(address)), ("IFA_ADDRESS", str(address))]
+    message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
     return _body(message)

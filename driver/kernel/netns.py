@@ -35,7 +35,7 @@ SYSCTLS = (
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/autoconf", "0"),
-    # No link-local addresses: each would cost a MLD report to every other host.
+    # No link-local addresses but those we give: each costs reports to every other host.
     ("net/ipv6/conf/default/addr_gen_mode", "1"),
     # A host's strict setting is inherited, and would drop a reply that another host routed.
     ("net/ipv4/conf/all/rp_filter", "0"),

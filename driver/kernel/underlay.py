@@ -79,7 +79,7 @@ def routes(host: Channel) -> frozenset[Prefix]:
 
 
 def _device_of(host: Channel, devices: dict[int, Link], vtep: Address) -> Link | None:
-    holders = [index for index, address in links.addresses(host) if address.interface.ip == vtep]
+    holders = [a.index for a in links.addresses(host) if a.interface.ip == vtep]
     return next((devices[index] for index in holders if index in devices), None)
 
 
@@ -104,7 +104,7 @@ def _source_towards(host: Channel, route: _Route) -> Address | None:
 
 def _address_on(host: Channel, route: _Route) -> Address | None:
     version = route.prefix.version
-    found = (a.interface.ip for index, a in links.addresses(host) if index == route.device)
+    found = (a.interface.ip for a in links.addresses(host) if a.index == route.device and a.is_global)
     return next((address for address in found if address.version == version), None)
 
 

@@ -76,7 +76,7 @@ def test_two_hosts_speak_over_it(server: EtcdServer, swarm: Authority) -> None:
 @pytest.mark.store
 def test_a_stranger_is_refused(server: EtcdServer, swarm: Authority, tmp_path: Path) -> None:
     nobody = replace(swarm.credentials("m2"), certificate=None, key=None)
-    with pytest.raises(EtcdError, match=r"(?i)certificate"):
+    with pytest.raises(EtcdError):  # its reason is a race between alert and reset
         read(server.url, TlsSessions(nobody))
     stranger = Authority(tmp_path / "other").node("m1")
     ours = swarm.credentials("m2")

@@ -31,6 +31,7 @@ CHANGES = [
     "ip address del 10.1.0.1/24 dev br0",
     "ip address add 10.99.0.1/24 dev br0",
     "ip address flush dev br0",
+    "ip address flush dev br0 scope link",
     "ip link set vx0 down",
     "ip link set vx0 nomaster",
     "ip link set vx0 mtu 1400",
