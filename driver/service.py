@@ -8,7 +8,7 @@ the engine retries, replays and forgets (moby libnetwork/drivers/remote/driver.g
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from driver.desired import container_name, port_name
@@ -85,11 +85,17 @@ class OverlayService:
         peering: Peering,
         *,
         scope: str,
+        right_scope: Callable[[], str] | None = None,
         default_port: int = VXLAN_PORT,
         fixed_vtep: bool = False,
     ) -> None:
-        """*scope* is ``global`` in a Swarm, else ``local``; with *fixed_vtep* announcements are ignored."""
+        """*scope* is ``global`` in a Swarm, else ``local``: what the engine was told once.
+
+        *right_scope* says what it would be told now. With *fixed_vtep* the engine's announcements
+        of this host's address are ignored.
+        """
         self.scope = scope
+        self._right_scope = right_scope or (lambda: scope)
         self._store = store
         self._engine = engine
         self._peering = peering
@@ -121,6 +127,7 @@ class OverlayService:
 
     def check_network(self, options: Mapping[str, str]) -> None:
         """Refuse bad options before anything has been made (GwAllocCheck, Engine 28 and newer)."""
+        self._check_scope()
         self._parse(options)
 
     def create_network(
@@ -131,6 +138,7 @@ class OverlayService:
         The same network again, changed or not, replaces the record: after an unclean stop
         the engine creates Swarm networks anew without having deleted them.
         """
+        self._check_scope()
         network_id = NetworkId(parse_id("NetworkID", network))
         parsed = self._parse(options)
         check_subnets(subnets, swarm=self.scope == "global")
@@ -251,6 +259,14 @@ class OverlayService:
             for segment in network.segments
             for subnet in segment.subnets
         )
+
+    def _check_scope(self) -> None:
+        """Refuse networks in the seconds between `docker swarm join` or `leave` and our own restart."""
+        if self._right_scope() != self.scope:
+            raise Unsupported(
+                f"this host has just {'left' if self.scope == 'global' else 'joined'} a Swarm and the plugin "
+                "starts anew for it: try again in a few seconds"
+            )
 
     def _parse(self, options: Mapping[str, str]) -> NetworkOptions:
         if REFUSED in options:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_SCOPE_POLL = 1.0
+_SCOPE_POLL = 0.5
 """Seconds between looks whether the host has joined or left a Swarm."""
 
 
@@ -70,6 +70,7 @@ class Runtime:
             self._engine,
             self._peering,
             scope=self._scope,
+            right_scope=lambda: scope_of(settings),
             default_port=settings.vxlan_port,
             fixed_vtep=settings.vtep is not None,
         )

@@ -205,9 +205,11 @@ class Watch:
             for line in self._lines:
                 if line:
                     yield self._changes(json.loads(line))
+        except requests.exceptions.ChunkedEncodingError:
+            pass
         except _FAULTS as error:
             raise EtcdError(f"{self._url}: watch: {_sentence(error)}") from None
-        raise EtcdError(f"{self._url}: watch: the server ended it")
+        raise EtcdError(f"{self._url}: watch: the connection has ended")
 
     def _changes(self, message: Json) -> list[Entry]:
         result = message.get("result")

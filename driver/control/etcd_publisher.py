@@ -63,6 +63,8 @@ class EtcdPublisher:
             except Exception:  # a thread that ends leaves the host dumb for ever
                 log.exception("writing to the store failed in a way that was not foreseen")
                 self._pause_until = time.monotonic() + _REFUSED_SECONDS
+                if link is not None:
+                    self._exchange.fail(link, "see the error logged before")
         self._disconnect()
 
     def revoke(self) -> None:

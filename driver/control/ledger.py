@@ -89,16 +89,15 @@ class Ledger:
 
     def pending_node(self, lease: int) -> Claim | None:
         """Return what to do about the node record, once all endpoint records are in."""
-        node = self._publication.node
-        if node is None:
+        wanted = self._node_value()
+        if wanted is None:
             value = self._node_entry.value if self._node_lease is not None else None
             return None if value is None else Withdraw(self._node_key, value)
         if not self._claims.settled():
             return None
-        value = encode_node(node)
-        if self._node_lease == lease and self._node_entry.value == value:
+        if self._node_lease == lease and self._node_entry.value == wanted:
             return None
-        return Put(self._node_key, value)
+        return Put(self._node_key, wanted)
 
     def answered_node(self, claim: Claim, lease: int, revision: int) -> None:
         """Take in that the store did it, under *lease*."""
@@ -111,13 +110,17 @@ class Ledger:
         """Tell whether the store agrees with the wish and every followed network was read."""
         return self._claims.settled() and self.pending_node(lease) is None and not self.unread()
 
+    def _node_value(self) -> str | None:
+        node = self._publication.node
+        return None if node is None else encode_node(node)
+
     def _told_node(self, entry: Entry) -> None:
         """Keep what the store says of our own node record."""
         if entry.revision < self._node_entry.revision:
             return
         if entry.value is None:
             self._node_lease = None
-        elif self._node_lease is not None and entry.value != self._node_entry.value:
+        elif self._node_lease is not None and entry.value not in (self._node_entry.value, self._node_value()):
             # Were it put again, two hosts with one identity would write for ever.
             log.error("%s was overwritten by another host: do two hosts have one state folder?", entry.key)
             return

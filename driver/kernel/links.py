@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
-from typing import NamedTuple
 
 from driver.kernel.wire import Channel, Refused, Request, attribute, attributes
 from driver.objects import ALIAS_PREFIX, Bridge, Port, Vxlan
@@ -102,7 +102,8 @@ class Link:
         return IPv6Address(self.data[_VX_LOCAL6]) if _VX_LOCAL6 in self.data else None
 
 
-class Assigned(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Assigned:
     """An address on a device."""
 
     index: int
@@ -231,7 +232,7 @@ def _forwards(families: Mapping[int, bytes]) -> bool:
 
 
 def _number(values: Mapping[int, bytes], kind: int) -> int:
-    return int.from_bytes(values.get(kind, b""), "little")
+    return int.from_bytes(values.get(kind, b""), sys.byteorder)
 
 
 def _text(value: bytes) -> str:

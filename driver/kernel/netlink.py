@@ -3,9 +3,8 @@
 pyroute2 spells the messages that are few and intricate (links, addresses); wire.py carries them,
 and struct does those that are many (rows.py) or read all the time (links.py).
 
-VXLAN devices are made through the *host's* socket right
-into the namespace: their outer packets leave from where they were made, and no passing name
-is ever seen on the host.
+VXLAN devices are made through the *host's* socket right into the namespace: their outer packets
+leave from where they were made, and no passing name is ever seen on the host.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+import struct
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from driver.errors import KernelError
 from driver.kernel import links, netns, rows, underlay
+from driver.kernel.contents import contents
 from driver.kernel.links import Link
-from driver.kernel.refusal import absent, foreign, refusal, vni_taken
+from driver.kernel.refusal import absent, failed, failures_of, foreign, refusal, subject, vni_taken
 from driver.kernel.spaces import Spaces
 from driver.kernel.wire import CREATE, EXCL, REPLACE, Channel, Refused, Request, attribute
 from driver.model import Underlay
@@ -49,7 +49,6 @@ _UP = 0x1
 _NODAD, _LINK = 0x02, 253
 _AF_SPEC, _INET, _INET_CONF, _INET_FORWARDING = 26, 2, 1, 1
 _MTU_OF_NOBODY = 65535
-_GONE = (errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH)
 
 _Attributes = list[tuple[str, Any]]
 
@@ -86,7 +85,7 @@ class NetlinkKernel:
         wanted = Namespace(namespace)
         try:
             channel = self._spaces.channel(namespace)
-            found: list[KernelObject] = [wanted, *_contents(channel, namespace)] if channel else []
+            found: list[KernelObject] = [wanted, *contents(channel, namespace)] if channel else []
         except OSError as failure:
             raise refusal(wanted, failure, "read") from failure
         return {obj.key: obj for obj in found}
@@ -127,15 +126,16 @@ class NetlinkKernel:
         return channel
 
     def _apply_each(self, ops: Sequence[Op]) -> dict[Key, KernelError]:
-        failures = {}
+        failures: dict[Key, KernelError] = {}
         for op in ops:
-            obj = _subject(op)
             try:
                 self._apply(op)
             except KernelError as failure:
-                failures[obj.key] = failure
+                failures[subject(op).key] = failure
+            except Refused as refused:
+                failures |= failures_of([op], [refused])
             except OSError as failure:
-                failures[obj.key] = _failure(op, failure)
+                failures[subject(op).key] = failed(op, failure)
         return failures
 
     def _apply(self, op: Op) -> None:
@@ -163,18 +163,18 @@ class NetlinkKernel:
             if channel is None or found is None:
                 what = f"VXLAN device {device} in {namespace}"
                 return {o.want.key: absent(o.want, what) for o in ops if isinstance(o, Set)}
-            return _failures(ops, channel.attempt([rows.encode(op, found.index) for op in ops]))
+            return failures_of(ops, channel.attempt([rows.encode(op, found.index) for op in ops]))
         except OSError as failure:
-            return {_subject(op).key: _failure(op, failure) for op in ops}
+            return {subject(op).key: failed(op, failure) for op in ops}
 
     def _remove(self, namespace: str, ops: Sequence[Op]) -> dict[Key, KernelError]:
         try:
             channel = self._spaces.channel(namespace)
             if channel is None:
                 return {}
-            return _failures(ops, links.remove(channel, [_subject(op).key[2] for op in ops]))
+            return failures_of(ops, links.remove(channel, [subject(op).key[2] for op in ops]))
         except OSError as failure:
-            return {_subject(op).key: _failure(op, failure) for op in ops}
+            return {subject(op).key: failed(op, failure) for op in ops}
 
     def _set_bridge(self, want: Bridge) -> None:
         channel = self._channel_for(want, want.namespace)
@@ -206,25 +206,20 @@ class NetlinkKernel:
 
     def _create_vxlan(self, want: Vxlan) -> None:
         with self._spaces.pinned(want.namespace) as descriptor:
-            request = Request(_NEWLINK, CREATE | EXCL, _new_vxlan(want, descriptor))
             try:
-                self._host.do(request)
+                self._host.do(Request(_NEWLINK, CREATE | EXCL, _new_vxlan(want, descriptor)))
             except OSError as failure:
                 if failure.errno == errno.EEXIST:  # the name is free: that was seen before
                     raise vni_taken(want, self._holder(want)) from failure
                 raise
 
     def _holder(self, want: Vxlan) -> str:
-        places = [("the host's network namespace", self._host)]
-        for name in self.namespaces():
+        for place in ("", *self.namespaces()):
             with contextlib.suppress(OSError):
-                channel = self._spaces.channel(name)
-                places += [(name, channel)] if channel else []
-        for place, channel in places:
-            with contextlib.suppress(OSError):
-                for found in links.links(channel).values():
+                channel = self._spaces.channel(place) if place else self._host
+                for found in links.links(channel).values() if channel else ():
                     if found.kind == "vxlan" and (found.vni, found.udp_port) == (want.vni, want.port):
-                        return f"the VXLAN device {found.name} in {place}"
+                        return f"the VXLAN device {found.name} in {place or 'the host'}"
         return ""
 
     def _set_port(self, want: Port) -> None:
@@ -256,11 +251,7 @@ class NetlinkKernel:
         channel = self._spaces.channel(have.namespace)
         bridge = links.link(channel, have.device) if channel else None
         if channel and bridge:
-            _dismiss(channel, Request(_DELADDR, 0, _address(bridge.index, have.interface)))
-
-
-def _subject(op: Op) -> KernelObject:
-    return op.want if isinstance(op, Set) else op.have
+            channel.do(Request(_DELADDR, 0, _address(bridge.index, have.interface)))
 
 
 def _batch(op: Op) -> tuple[str, str, str]:
@@ -271,44 +262,6 @@ def _batch(op: Op) -> tuple[str, str, str]:
         case Delete(Bridge() | Vxlan() | Port() as device):
             return ("remove", device.namespace, "")
     return ("each", "", "")
-
-
-def _failure(op: Op, cause: OSError) -> KernelError:
-    return refusal(_subject(op), cause, "set" if isinstance(op, Set) else "delete")
-
-
-def _failures(ops: Sequence[Op], results: Sequence[Refused | None]) -> dict[Key, KernelError]:
-    return {
-        _subject(op).key: _failure(op, refused)
-        for op, refused in zip(ops, results, strict=True)
-        if refused and not (isinstance(op, Delete) and refused.errno in _GONE)
-    }
-
-
-def _contents(channel: Channel, namespace: str) -> Iterator[KernelObject]:
-    found = links.links(channel)
-    devices = {index: links.device(namespace, link, found) for index, link in found.items()}
-    bridges = {index: device for index, device in devices.items() if isinstance(device, Bridge)}
-    assigned = links.addresses(channel) if bridges else []
-    for index, device in devices.items():
-        if isinstance(device, Bridge) and links.cannot_resolve(index, assigned):
-            yield replace(device, mtu=links.WRONG_MTU)
-        elif device:
-            yield device
-    for index, interface, is_global in assigned:
-        if index in bridges and is_global:
-            yield BridgeAddress(namespace, bridges[index].name, interface)
-    vxlans = {index: device.name for index, device in devices.items() if isinstance(device, Vxlan)}
-    yield from rows.read(channel, namespace, vxlans)
-
-
-def _dismiss(channel: Channel, request: Request) -> None:
-    """Do what removes an object; that it is gone already is no error."""
-    try:
-        channel.do(request)
-    except OSError as failure:
-        if failure.errno not in _GONE:
-            raise
 
 
 def _existing(channel: Channel, obj: KernelObject, name: str) -> Link:
@@ -391,7 +344,7 @@ def _new_bridge(want: Bridge) -> bytes:
 
 def _forwarding() -> bytes:
     # By hand: pyroute2 takes IFLA_INET_CONF for a structure, and would send one.
-    on = attribute(_INET_FORWARDING, b"\1\0\0\0")
+    on = attribute(_INET_FORWARDING, struct.pack("=I", 1))
     return attribute(_AF_SPEC, attribute(_INET, attribute(_INET_CONF, on)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 from driver.errors import KernelError
 from driver.objects import (
@@ -10,11 +11,16 @@ from driver.objects import (
     BridgeAddress,
     FdbEntry,
     KernelObject,
+    Key,
     Namespace,
     Neighbour,
     Port,
     Vxlan,
 )
+from driver.plan import Delete, Op, Set
+
+GONE = (errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH)
+"""How the kernel says that an object is not there."""
 
 _MODULES = {Vxlan: "vxlan", Bridge: "bridge", Port: "veth"}
 _CAPABILITIES = "this process needs the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN"
@@ -56,6 +62,25 @@ def refusal(obj: KernelObject, cause: OSError, verb: str = "set") -> KernelError
     said = f"cannot {verb} {describe(obj)}: {cause.strerror or cause} ({errno.errorcode.get(number, number)})"
     hint = _hint(obj, number)
     return KernelError(f"{said}; {hint}" if hint else said, number)
+
+
+def subject(op: Op) -> KernelObject:
+    """Return the object that *op* is about."""
+    return op.want if isinstance(op, Set) else op.have
+
+
+def failed(op: Op, cause: OSError) -> KernelError:
+    """Build the error for an operation."""
+    return refusal(subject(op), cause, "set" if isinstance(op, Set) else "delete")
+
+
+def failures_of(ops: Sequence[Op], results: Sequence[OSError | None]) -> dict[Key, KernelError]:
+    """Build the errors of a batch; that something to be deleted is gone is none."""
+    return {
+        subject(op).key: failed(op, refused)
+        for op, refused in zip(ops, results, strict=True)
+        if refused and not (isinstance(op, Delete) and refused.errno in GONE)
+    }
 
 
 def absent(obj: KernelObject, what: str) -> KernelError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -127,10 +128,10 @@ def _route(family: int, length: int, values: dict[int, bytes]) -> _Route:
     gateway, source = values.get(_GATEWAY), values.get(_PREFSRC)
     return _Route(
         ip_network((target, length), strict=False),
-        int.from_bytes(values.get(_OIF, b""), "little"),
+        int.from_bytes(values.get(_OIF, b""), sys.byteorder),
         ip_address(gateway) if gateway else None,
         ip_address(source) if source else None,
-        int.from_bytes(values.get(_PRIORITY, b""), "little"),
+        int.from_bytes(values.get(_PRIORITY, b""), sys.byteorder),
     )
 
 

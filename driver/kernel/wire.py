@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -135,7 +136,6 @@ class Channel:
                     if number == len(requests) - 1:
                         return results
         except OSError as failure:  # ENOBUFS: some answers are lost, and nobody knows which
-            self._sequence += 1
             return [Refused(failure.errno or errno.EIO, str(failure.strerror))] * len(requests)
 
     def _acknowledgements(self, start: int) -> Iterator[tuple[int, Refused | None]]:
@@ -188,7 +188,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def _refusal(data: bytes, flags: int) -> Refused | None:
-    number = -int.from_bytes(data[:4], "little", signed=True)
+    number = -int.from_bytes(data[:4], sys.byteorder, signed=True)
     if number == 0:
         return None
     text = attributes(data, 20).get(_ERROR_TEXT, b"") if flags & _ACK_TLVS else b""

@@ -256,6 +256,7 @@ def start_members(binary: Path, folder: Path, count: int) -> list[EtcdMember]:
     """Start a cluster of *count* members and wait until it serves."""
     ports = [(free_port(), free_port()) for _ in range(count)]
     cluster = ",".join(f"m{i}=http://127.0.0.1:{peer}" for i, (_, peer) in enumerate(ports))
+    token = str(time.time_ns())
     members = []
     for i, (port, peer) in enumerate(ports):
         home = folder / f"m{i}"
@@ -265,7 +266,7 @@ def start_members(binary: Path, folder: Path, count: int) -> list[EtcdMember]:
             "--advertise-client-urls", f"http://127.0.0.1:{port}",
             "--listen-peer-urls", f"http://127.0.0.1:{peer}",
             "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
-            "--initial-cluster", cluster, "--initial-cluster-token", str(time.time_ns()),
+            "--initial-cluster", cluster, "--initial-cluster-token", token,
             "--log-level", "warn",
             *(("--heartbeat-interval", "20", "--election-timeout", "100") if count == 1 else ()),
         ]  # fmt: skip

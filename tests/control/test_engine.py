@@ -74,7 +74,7 @@ def test_an_engine_that_is_away(fake: FakeEngine) -> None:
     facts = engine.info()
     fake.stop()
     assert engine.leadership(facts) is Leadership.UNKNOWN
-    with pytest.raises(EngineAway, match="docker.sock"):
+    with pytest.raises(EngineAway, match=r"docker\.sock"):
         engine.info()
     fake.path.unlink()
     with pytest.raises(EngineAway):

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.store
 class Node:
     """A Swarm node on its own loopback address, with an engine, a store and a plane."""
 
-    def __init__(self, number: int, port: int, swarm: Authority, etcd: Path, folder: Path, role: str) -> None:
+    def __init__(
+        self, number: int, role: str, *, port: int, swarm: Authority, etcd: Path, folder: Path
+    ) -> None:
         self.name = f"n{number}"
         self.address = f"127.0.1.{number}"
         self.engine = FakeEngine(folder / f"{self.name}.sock", self.name, self.address)
@@ -70,7 +72,10 @@ def nodes(etcd: Path, tmp_path: Path) -> Iterator[MakeNodes]:
 
     def make(managers: int, workers: int = 0) -> list[Node]:
         roles = ["swarm-manager"] * managers + ["swarm-worker"] * workers
-        made.extend(Node(i + 1, port, swarm, etcd, tmp_path, role) for i, role in enumerate(roles))
+        made.extend(
+            Node(i + 1, role, port=port, swarm=swarm, etcd=etcd, folder=tmp_path)
+            for i, role in enumerate(roles)
+        )
         for node in made:
             node.engine.managers = [f"{n.address}:2377" for n in made[:managers]]
         return made

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.containers import DRIVER, Playground, playground
+from tests.e2e.containers import DRIVER, Playground, eventually, playground
 from tests.lab import Host, Lab, build_plugin
 
 ENGINES = ("28.5", "20.10", "26.1")
@@ -36,12 +36,22 @@ def put(host: Host, built: Path, **settings: str) -> None:
 
 @pytest.fixture(scope="session")
 def lab(built: Path) -> Iterator[Lab]:
-    """Three hosts in a Swarm: a manager and two workers, engines of three ages."""
+    """Three hosts in a Swarm: a manager and two workers, engines of three ages.
+
+    The plugin is there before the Swarm, and finds out by itself. (Installed after it, managers
+    learn of it with the next report of the node, up to 20 s later: swarmkit agent nodeUpdatePeriod.)
+    """
     with Lab(engines=ENGINES) as lab:
-        lab.swarm()
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda host: put(host, built), lab.hosts))
+        lab.swarm()
+        assert eventually(lambda: all(in_swarm(host) for host in lab.hosts), 30)
         yield lab
+
+
+def in_swarm(host: Host) -> bool:
+    """Whether the plugin has registered itself for a Swarm."""
+    return "scope global" in host.engine_log()
 
 
 @pytest.fixture

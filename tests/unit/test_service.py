@@ -272,6 +272,17 @@ def test_what_other_nodes_announce_of_themselves_is_only_a_hint(nodes: list[Node
     assert nodes[0].store.state == before
 
 
+def test_networks_wait_while_the_scope_is_about_to_change(nodes: list[Node]) -> None:
+    node = nodes[0]
+    service = OverlayService(
+        node.store, node.engine, node.peering, scope="local", right_scope=lambda: "global"
+    )
+    with pytest.raises(Unsupported, match=r"joined a Swarm.*try again"):
+        service.check_network({})
+    with pytest.raises(Unsupported, match=r"joined a Swarm.*try again"):
+        service.create_network(NET, {}, SUBNETS, internal=False)
+
+
 class TestAllocation:
     """The Swarm leader's part."""
 

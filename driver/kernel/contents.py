@@ -1,0 +1,28 @@
+"""All that is ours in one namespace: devices, addresses and rows together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from driver.kernel import links, rows
+from driver.kernel.wire import Channel
+from driver.objects import Bridge, BridgeAddress, KernelObject, Vxlan
+
+
+def contents(channel: Channel, namespace: str) -> Iterator[KernelObject]:
+    """Yield what *channel* shows of *namespace*, the namespace itself apart; raise OSError."""
+    found = links.links(channel)
+    devices = {index: links.device(namespace, link, found) for index, link in found.items()}
+    bridges = {index: device for index, device in devices.items() if isinstance(device, Bridge)}
+    assigned = links.addresses(channel) if bridges else []
+    for index, device in devices.items():
+        if isinstance(device, Bridge) and links.cannot_resolve(index, assigned):
+            yield replace(device, mtu=links.WRONG_MTU)
+        elif device:
+            yield device
+    for address in assigned:
+        if address.index in bridges and address.is_global:
+            yield BridgeAddress(namespace, bridges[address.index].name, address.interface)
+    vxlans = {index: device.name for index, device in devices.items() if isinstance(device, Vxlan)}
+    yield from rows.read(channel, namespace, vxlans)
