@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import socket
 import subprocess
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _PEER: Final = "unix://peer:0"
 """A socket named ``peer:0`` in the working folder (etcd wants a port even there)."""
+_EXEC: Final = 'test "$PPID" = "$1" && shift && exec "$@"'
+"""Run once the kernel will end us with our parent: who has lost it before that must not begin."""
 _STOP_SECONDS: Final = 2.0
 _HEALTH_SECONDS: Final = 1.0
 _QUOTA: Final = 256 << 20
@@ -175,7 +178,7 @@ class EtcdServer:
             "log-level": "error",  # below, the gateway complains of every single request
         }
         return [
-            *("setpriv", "--pdeathsig", "KILL", "--"),
+            *("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _EXEC, "sh", str(os.getpid())),
             _find(settings.binary),
             *(f"--{name}={value}" for name, value in options.items()),
         ]

@@ -14,7 +14,6 @@ from tests.e2e.containers import Playground, eventually
         (["-o", "vxlan_port=99999"], ["vxlan_port", "99999", "65535"]),
         (["-o", "mtu=12"], ["mtu", "12", "576"]),
         (["-o", "colour=blue"], ["colour", "blue", "remove it"]),
-        (["--subnet", "fd00:7::/64"], ["fd00:7::/64", "IPv4"]),
     ],
 )
 def test_a_bad_network_option_is_what_service_ps_shows(

@@ -46,6 +46,7 @@ def test_a_node_joins_later_and_leaves_again(ground: Playground, built: Path) ->
         print(f"rows gone {time.monotonic() - left:.2f} s after the node left")
         assert eventually(lambda: ours(late) == NOTHING, 20), ours(late)
     finally:
+        ground.containers = [c for c in ground.containers if c.host is not late]
         lab.remove_host(late)
         ground.manager.docker("node", "rm", "-f", late.name, check=False)
 
