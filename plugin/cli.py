@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from plugin import server
 
 EXIT_USAGE = 2
+CANNOT_START = (EXIT_USAGE, 3)
+"""Exit statuses after which a new start would end the same way; 3 is gunicorn's, of its worker."""
+_PATIENCE = 20.0
+"""Seconds; dockerd gives a plugin up when nothing listened for 9.5 (moby plugin/manager_linux.go)."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -22,7 +27,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     environ = dict(os.environ)
     if arguments.socket:
         environ[f"{settings.PREFIX}SOCKET"] = arguments.socket
-    _serve(environ)
+    try:
+        _serve(environ)
+    except SystemExit as ending:
+        if ending.code in CANNOT_START and os.getpid() == 1:
+            _wait_to_be_stopped()
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +72,17 @@ def _refuse(*problems: str) -> NoReturn:
     for problem in problems:
         print(f"pyoverlay: {problem}", file=sys.stderr)
     sys.exit(EXIT_USAGE)
+
+
+def _wait_to_be_stopped() -> None:
+    """Stay for dockerd to give us up, not listening.
+
+    It starts a managed plugin that ends anew at once, for ever; and while it still waits for the
+    first start's socket, that race leaves 20.10 with a plugin that cannot be enabled again.
+    """
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    signal.sigtimedwait(ends, _PATIENCE)
 
 
 if __name__ == "__main__":

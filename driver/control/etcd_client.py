@@ -10,8 +10,9 @@ import json
 import os
 import select
 import socket
+import struct
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -129,7 +130,8 @@ class EtcdClient:
         etcd lets one that begins in the past catch up on a timer of 100 ms, each by itself.
         """
         creates = [json.dumps({"create_request": _below(p)}) for p in prefixes]
-        response = self._send("watch", "".join(creates), _QUICK, stream=True)
+        headers = {**_HEADERS, "Connection": "close"}  # see Watch
+        response = self._send("watch", "".join(creates), None, headers, stream=True)
         return Watch(self.url, response, len(creates))
 
     def _post(self, path: str, body: Json, timeout: float) -> Json:
@@ -140,11 +142,18 @@ class EtcdClient:
             raise EtcdError(f"{self.url}: {_sentence(error)}") from None
         return answer
 
-    def _send(self, path: str, body: str, timeout: float, stream: bool = False) -> requests.Response:
+    def _send(
+        self,
+        path: str,
+        body: str,
+        timeout: float | None,
+        headers: Mapping[str, str] = _HEADERS,
+        stream: bool = False,
+    ) -> requests.Response:
         url = f"{self.url}/v3/{path}"
         try:
             response = self._session.post(
-                url, data=body.encode(), headers=_HEADERS, timeout=(_CONNECT, timeout), stream=stream
+                url, data=body.encode(), headers=headers, timeout=(_CONNECT, timeout), stream=stream
             )
             if response.status_code != 200:
                 raise _refusal(self.url, response)
@@ -154,7 +163,12 @@ class EtcdClient:
 
 
 class Watch:
-    """A stream of changes. One thread reads it; any thread may interrupt it."""
+    """A stream of changes. One thread reads it; any thread may interrupt it.
+
+    All its prefixes are asked for in the body of one request. Go's server throws away what of a
+    body was not read when the answer begins (net/http, chunkWriter.writeHeader), and then some
+    watches would never be made: but not on a connection that is not to be used again.
+    """
 
     def __init__(self, url: str, response: requests.Response, count: int) -> None:
         self._url = url
@@ -163,11 +177,9 @@ class Watch:
         self._pending = count
         self._lines = response.iter_lines(chunk_size=None)
         self._early: list[list[Entry]] = []
-        raw: Any = response.raw
-        self._timeout: Callable[[float | None], None] = raw.connection.sock.settimeout
         # A descriptor of our own for the same connection: shutdown() works on the connection,
         # and no lock or buffer of the reading thread is touched.
-        self._socket = socket.socket(fileno=os.dup(raw.fileno()))
+        self._socket = socket.socket(fileno=os.dup(response.raw.fileno()))
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
 
@@ -193,7 +205,8 @@ class Watch:
         messages = self._messages()
         while self._pending:
             self._early.append(next(messages))
-        self._timeout(None)  # quiet is normal; dead peers are the TCP options' business
+        # From now on quiet is normal; a dead peer is the business of the TCP options.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
 
     def __iter__(self) -> Iterator[list[Entry]]:
         """Yield what has changed, message by message; ends with an EtcdError, always."""

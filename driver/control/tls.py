@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +24,15 @@ from driver.errors import StoreUnavailable
 
 #: A peer that has vanished is noticed by the kernel within four seconds, without a byte of
 #: ours: probes after one idle second, and an end when nothing was acknowledged for that long.
-_TCP_OPTIONS: Final = [
+_TCP_OPTIONS: Final[list[tuple[int, int, int | bytes]]] = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 4000),
+    # For the opening of a watch, which has no time-out of requests': that could not be lifted again.
+    (socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 2, 0)),
 ]
 
 

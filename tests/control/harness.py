@@ -321,7 +321,8 @@ class Relay:
     def _order(self, order: Callable[[], None]) -> None:
         done = threading.Event()
         self._orders.append(lambda: (order(), done.set())[0])  # type: ignore[func-returns-value]
-        self._waker.send(b"x")
+        with contextlib.suppress(OSError):  # the thread may have seen it, and have ended, already
+            self._waker.send(b"x")
         done.wait(5)
 
     def _listen(self) -> None:

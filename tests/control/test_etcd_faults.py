@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from driver.control.etcd import EtcdControlPlane
+from driver.control.etcd_client import EtcdClient, EtcdError
 from driver.control.records import encode_endpoint, node_key
+from driver.control.tls import PlainSessions
 from driver.values import NodeId
 from tests.control.harness import (
     NET2,
@@ -362,3 +364,23 @@ def test_a_path_that_swallows_everything_is_noticed_by_the_kernel(etcd: Path) ->
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert all(float(line) < 6 for line in run.stdout.split()), run.stdout
+
+
+def test_no_watch_of_many_is_ever_lost(bench: EtcdBench) -> None:
+    """Go's server drops the unread rest of a request's body: once in three times, with 250 of them."""
+    for _ in range(30):
+        client = EtcdClient(bench.member.url, PlainSessions().session())
+        watch = client.watch(f"/pyoverlay/v1/endpoints/{i:064}/" for i in range(250))
+        watch.wait_open()
+        watch.close()
+        client.close()
+
+
+def test_a_watch_that_does_not_open_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = EtcdClient(f"http://127.0.0.1:{server.getsockname()[1]}", PlainSessions().session())
+        start = time.monotonic()
+        with pytest.raises(EtcdError):
+            client.watch(["/"])
+        assert 1 < time.monotonic() - start < 3
+        client.close()

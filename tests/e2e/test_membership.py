@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -76,26 +77,29 @@ def state(host: Host, *names: str) -> dict[str, object]:
     return {name: document[name] for name in names or ("networks", "endpoints")}
 
 
+COUNT_KEYS = """
+import base64, json, socket, ssl, sys, tempfile
+folder, address, prefix = sys.argv[1], sys.argv[2], sys.argv[3].encode()
+context = ssl.create_default_context(cafile=folder + "/swarm-root-ca.crt")
+with tempfile.NamedTemporaryFile("w") as key:
+    # The PEM header lines are Swarm's own; OpenSSL does not read past them.
+    lines = open(folder + "/swarm-node.key").read().splitlines()
+    key.write("\\n".join(line for line in lines if ":" not in line))
+    key.flush()
+    context.load_cert_chain(folder + "/swarm-node.crt", key.name)
+end = prefix[:-1] + bytes([prefix[-1] + 1])
+body = json.dumps({"key": base64.b64encode(prefix).decode(), "range_end": base64.b64encode(end).decode(),
+                   "count_only": True})
+with context.wrap_socket(socket.create_connection((address, 2389)), server_hostname="swarm-manager") as tls:
+    head = "POST /v3/kv/range HTTP/1.0\\r\\nContent-Length: " + str(len(body)) + "\\r\\n\\r\\n"
+    tls.sendall((head + body).encode())
+    print(int(json.loads(tls.makefile("rb").read().split(b"\\r\\n\\r\\n", 1)[1]).get("count", 0)))
+"""
+
+
 def store_keys(lab: Lab, under: str) -> int:
     """How many keys the store on the leader has, asked with the leader's own certificate."""
-    import base64
-    import tempfile
-
     leader = lab.hosts[0]
-    folder = leader.path("/var/lib/docker/swarm/certificates")
-    prefix = f"/pyoverlay/v1/{under}".encode()
-    end = prefix[:-1] + bytes([prefix[-1] + 1])
-    body = {
-        "key": base64.b64encode(prefix).decode(),
-        "range_end": base64.b64encode(end).decode(),
-        "count_only": True,
-    }
-    with tempfile.NamedTemporaryFile("w") as key:
-        lines = (folder / "swarm-node.key").read_text().splitlines()
-        key.write("\n".join(line for line in lines if ":" not in line) + "\n")
-        key.flush()
-        argv = ["curl", "-s", "--fail", "--cacert", str(folder / "swarm-root-ca.crt"), "--cert"]
-        argv += [str(folder / "swarm-node.crt"), "--key", key.name, "--resolve"]
-        argv += [f"swarm-manager:2389:{leader.address}", "https://swarm-manager:2389/v3/kv/range"]
-        answer = leader.run([*argv, "-d", json.dumps(body)]).stdout
-    return int(json.loads(answer).get("count", 0))
+    folder = "/var/lib/docker/swarm/certificates"
+    argv = [sys.executable, "-c", COUNT_KEYS, folder, leader.address, f"/pyoverlay/v1/{under}"]
+    return int(leader.run(argv).stdout)

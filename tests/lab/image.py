@@ -97,9 +97,9 @@ def export_image(context: Path, rootfs: Path) -> None:
         container = host.docker("create", f"{PREFIX}-build", "true")
         rootfs.mkdir(parents=True)
         try:
-            export = host.popen(["docker", "export", container], stdout=subprocess.PIPE)
-            subprocess.run(["tar", "-x", "-C", str(rootfs)], stdin=export.stdout, check=True)
-            if export.wait() != 0:
+            with host.popen(["docker", "export", container], stdout=subprocess.PIPE) as export:
+                subprocess.run(["tar", "-x", "-C", str(rootfs)], stdin=export.stdout, check=True)
+            if export.returncode != 0:
                 raise RuntimeError(f"docker export of {container} failed")
         finally:
             host.docker("rm", "-f", container)
