@@ -65,6 +65,7 @@ def _show(lab: Lab) -> None:
     with step(f"docker {' '.join(create)}"):
         print(h1.docker(*create))
     with step("a container on each host, and a service of six replicas over all of them"):
+        print("   (engines tell the managers of a new plugin every 20 s; the first container waits for that)")
         containers = [_run(host, f"box{number}") for number, host in enumerate(lab.hosts, 1)]
         service = ["service", "create", "-d", "--name", "web", "--network", NETWORK, "--replicas", "6"]
         service += ["--endpoint-mode", "dnsrr", "--no-resolve-image", "busybox:latest", "sleep", "86400"]
@@ -90,7 +91,7 @@ def _table(lab: Lab) -> None:
     form = '{{.Name}} {{(index .NetworkSettings.Networks "' + NETWORK + '").IPAddress}}'
     print(f"   {'host':5} {'underlay':14} {'engine':8} {'container':34} address")
     for host in lab.hosts:
-        version = host.docker("version", "-f", "{{.Server.Version}}")
+        version = host.docker("version", "-f", "{{.Server.Version}}").split("+")[0]
         names = host.docker("ps", "-q", "--filter", f"network={NETWORK}").split()
         for line in sorted(host.docker("inspect", "-f", form, *names).splitlines()):
             name, address = line.lstrip("/").split()
@@ -123,6 +124,7 @@ def _kernel(host: Host) -> None:
         print(f"   # {' '.join(argv)}")
         lines = host.run(argv).stdout.splitlines()
         shown = [line for line in lines if argv[-1] != "fdb" or " dst " in line]
+        shown = [line for line in shown if "bridge_slave" not in line]
         print("\n".join(f"   {line}" for line in shown))
 
 
@@ -132,8 +134,8 @@ def _enter(host: Host) -> str:
 
 def down() -> None:
     """Remove every trace."""
-    for line in clean():
-        print(line)
+    for lab in clean():
+        print(f"removed lab {lab}")
     print("The demo is gone.")
 
 

@@ -20,8 +20,9 @@ from driver.control.tls import PlainSessions, Sessions, TlsSessions
 from driver.swarm.etcd_server import EtcdServer, EtcdSettings
 from driver.swarm.identity import swarm_credentials
 from driver.values import NetworkId, NodeId
-from tests.control.harness import NET, Host, endpoint, etcd_binary, free_port, start_members, wait_until
+from tests.control.harness import NET, Host, endpoint, etcd_binary, start_members, wait_until
 from tests.control.pki import Authority
+from tests.control.relay import free_port
 
 ROUNDS = 200
 BURST = 1000

@@ -25,14 +25,13 @@ from tests.control.harness import (
     EtcdBench,
     EtcdMember,
     Host,
-    Relay,
     b64,
     endpoint,
-    free_port,
     key_of,
     start_members,
     wait_until,
 )
+from tests.control.relay import Relay, free_port
 
 pytestmark = pytest.mark.store
 

@@ -17,8 +17,9 @@ from driver.swarm.etcd_server import EtcdSettings
 from driver.swarm.store import SwarmStore
 from driver.values import NodeId
 from tests.control.fake_engine import FakeEngine
-from tests.control.harness import Host, endpoint, free_port, wait_until
+from tests.control.harness import Host, endpoint, wait_until
 from tests.control.pki import Authority
+from tests.control.relay import free_port
 
 pytestmark = pytest.mark.store
 

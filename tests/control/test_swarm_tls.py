@@ -20,8 +20,9 @@ from driver.control.tls import Credentials, PlainSessions, TlsSessions, tls_cont
 from driver.errors import StoreUnavailable
 from driver.swarm.etcd_server import EtcdServer, EtcdSettings
 from driver.values import NodeId
-from tests.control.harness import Host, endpoint, free_port, wait_until
+from tests.control.harness import Host, endpoint, wait_until
 from tests.control.pki import Authority, lock
+from tests.control.relay import free_port
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,91 @@
+"""The store follows the Swarm's leader; what runs goes on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import in_swarm, put
+from tests.e2e.containers import Playground, eventually, playground
+from tests.lab import Host, Lab
+
+
+@pytest.fixture
+def managers(built: Path) -> Iterator[Lab]:
+    """Three managers and a worker."""
+    with Lab(engines=["28.5", "28.5", "20.10", "20.10"]) as lab:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda host: put(host, built), lab.hosts))
+        lab.swarm(managers=3)
+        assert eventually(lambda: all(in_swarm(host) for host in lab.hosts), 30)
+        yield lab
+
+
+def leader(asked: Host) -> str:
+    listed = asked.docker("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}", check=False)
+    return next((line.split()[0] for line in listed.splitlines() if line.endswith("Leader")), "")
+
+
+def store_runs_on(host: Host) -> bool:
+    return "etcd" in host.run(["ps", "-e", "-o", "comm="]).stdout.split()
+
+
+def test_the_leader_is_lost_and_another_takes_over(managers: Lab) -> None:
+    ground = Playground(managers)
+    h1, h2, h3, h4 = managers.hosts
+    assert store_runs_on(h1)
+    assert not any(store_runs_on(host) for host in (h2, h3, h4))
+    network = ground.network()
+    _, on2, on3, on4 = ground.everywhere(network)
+    meter = h4.popen(
+        ["docker", "exec", on4.name, "ping", "-i", "0.05", "-c", "400", "-W", "1", on2.address(network)],
+        stdout=-1,
+        text=True,
+    )
+    managers.remove_host(h1)
+    assert eventually(lambda: leader(h2) in ("h2", "h3"), 60)
+    chosen = managers.host(leader(h2))
+    new = eventually(lambda: ground.run(h4, network), 30)
+    assert eventually(lambda: on3.pings(new.address(network), wait=1), 5)
+    late = ground.run(h3, network)
+    assert new.pings(late.address(network), wait=1)
+    assert on2.pings(late.address(network), wait=1)
+    assert eventually(lambda: store_runs_on(chosen), 5)
+    assert " 0% packet loss" in meter.communicate(timeout=60)[0], "running traffic was touched"
+
+
+@pytest.fixture(scope="module")
+def lone(built: Path) -> Iterator[Lab]:
+    """A Swarm of one, whose data path has an address of its own."""
+    with Lab(engines=["28.5"]) as lab:
+        (host,) = lab.hosts
+        put(host, built)
+        host.spaces.ip(f"addr add 192.0.2.77/24 dev {host.interface}")
+        host.docker("swarm", "init", "--advertise-addr", host.address, "--data-path-addr", "192.0.2.77")
+        assert eventually(lambda: in_swarm(host), 30)
+        yield lab
+
+
+def test_the_data_path_address_is_the_vtep(lone: Lab) -> None:
+    with playground(lone) as ground:
+        network = ground.network()
+        (host,) = lone.hosts
+        eventually(lambda: ground.run(host, network), 30)
+        identity = host.docker("network", "inspect", "-f", "{{.Id}}", network)
+        shown = host.run(
+            ["ip", "-n", f"pyoverlay-{identity[:12]}", "-d", "link", "show", "type", "vxlan"]
+        ).stdout
+        assert "local 192.0.2.77 " in shown
+
+
+def test_a_locked_swarm_is_explained_in_the_log(lone: Lab) -> None:
+    """`swarm update --autolock` encrypts the manager's key: no store then, and the log says what to do."""
+    (host,) = lone.hosts
+    host.docker("swarm", "update", "--autolock=true")
+    host.docker("plugin", "disable", "-f", "pyoverlay:latest")
+    host.docker("plugin", "enable", "pyoverlay:latest")
+    said = eventually(lambda: [s for s in host.engine_log().splitlines() if "--autolock=false" in s], 15)
+    assert "PYOVERLAY_STORE" in said[0]
