@@ -90,7 +90,8 @@ class Settings(BaseModel):
     scope: Annotated[Literal["auto", "local", "global"], _Word] = Field(
         "auto", description="give auto, local or global"
     )
-    """How far networks reach; auto looks whether the engine is in a Swarm."""
+    """How far networks reach; auto looks whether the engine is in a Swarm, where only managed plugins
+    may serve (moby cnmallocator/provider.go: validatePluginDriver)."""
     store: Annotated[tuple[str, ...], BeforeValidator(_urls)] = Field(
         (), description="give auto, or etcd's URLs such as https://10.0.0.1:2379, separated by commas"
     )
@@ -116,6 +117,11 @@ class Settings(BaseModel):
         description=f"give an absolute path of at most {MAX_SOCKET_PATH} bytes",
     )
     """The Unix socket that the engine connects to."""
+
+    @property
+    def managed(self) -> bool:
+        """Whether this is the managed plugin: only its image has the host's /run in that place."""
+        return self.run_dir == _PLUGIN_RUN_DIR
 
 
 def load(environ: Mapping[str, str]) -> Settings:

@@ -46,7 +46,8 @@ def scope_of(settings: Settings) -> str:
     """
     if settings.scope != "auto":
         return settings.scope
-    return "global" if (settings.swarm_dir / "docker-state.json").exists() else "local"
+    in_swarm = settings.managed and (settings.swarm_dir / "docker-state.json").exists()
+    return "global" if in_swarm else "local"
 
 
 class Runtime:
