@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 _MAX_PREFIXES: Final = 100
 _MAX_BATCH: Final = 4096
 _STOP_SECONDS: Final = 3.0
+_MEANWHILE: Final = (
+    "What runs goes on, what is new is announced later. If it lasts: the store's port (TCP 2389, or "
+    "PYOVERLAY_STORE_PORT) must be open between all nodes, and the plugin enabled on every manager"
+)
 
 
 class EtcdControlPlane:
@@ -113,7 +117,7 @@ class EtcdControlPlane:
         """Try every member once, until one has served us; tell whether one has."""
         urls = self._endpoints()
         if not urls:
-            self._complain("no host is known that runs the store")
+            self._complain("no manager of the Swarm is known yet")
         for url in sorted(urls, key=lambda url: url == self._failed):
             if self._exchange.stopping:
                 break
@@ -137,7 +141,7 @@ class EtcdControlPlane:
         """Log why there is no store: once, not at every attempt."""
         if reason not in self._complaints and not self._exchange.stopping:
             self._complaints.add(reason)
-            log.warning("store away: %s", reason)
+            log.warning("store away: %s. %s", reason, _MEANWHILE)
 
     def _lost(self, link: Link, reason: str) -> None:
         """Remember and say why; the view freezes, if it was alive."""

@@ -336,7 +336,7 @@ def test_no_store_is_known(caplog: pytest.LogCaptureFixture) -> None:
     urls: list[str] = []
     plane = EtcdControlPlane(NodeId("a"), lambda: urls)
     plane.start(lambda view: None)
-    wait_until(lambda: any("no host is known" in r.message for r in caplog.records))
+    wait_until(lambda: any("no manager of the Swarm is known" in r.message for r in caplog.records))
     assert not plane.wait_published(1)
     plane.stop(leave=True)
 
