@@ -1,27 +1,19 @@
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.control.harness import Bench, EtcdBench, Host, MemoryBench, etcd_binary
+from tests.control.harness import Bench, EtcdBench, Host, MemoryBench
+from tests.lab import etcd_binary
 
 
-@functools.cache
-def _etcd() -> Path | None:
-    return etcd_binary()
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def etcd() -> Path:
     """The etcd 3.5 to test with."""
-    binary = _etcd()
-    if binary is None:
-        pytest.skip("no etcd: name one in $ETCD")
-    return binary
+    return etcd_binary()
 
 
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.store)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -284,18 +283,6 @@ def unb64(text: str) -> str:
 
 def key_of(record: EndpointRecord) -> str:
     return endpoint_key(record.network, record.address)
-
-
-def etcd_binary() -> Path | None:
-    """Return etcd 3.5 from $ETCD, or as the lab provides it; None where there is none."""
-    if given := os.environ.get("ETCD"):
-        return Path(given)
-    try:
-        from tests.lab import packages
-    except ImportError:
-        found = shutil.which("etcd")
-        return Path(found) if found else None
-    return Path(packages.etcd_binary())
 
 
 @contextlib.contextmanager

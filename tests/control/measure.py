@@ -20,9 +20,10 @@ from driver.control.tls import PlainSessions, Sessions, TlsSessions
 from driver.swarm.etcd_server import EtcdServer, EtcdSettings
 from driver.swarm.identity import swarm_credentials
 from driver.values import NetworkId, NodeId
-from tests.control.harness import NET, Host, endpoint, etcd_binary, start_members, wait_until
+from tests.control.harness import NET, Host, endpoint, start_members, wait_until
 from tests.control.pki import Authority
 from tests.control.relay import free_port
+from tests.lab import etcd_binary
 
 ROUNDS = 200
 BURST = 1000
@@ -152,7 +153,6 @@ def main() -> None:
         hear(json.loads(sys.argv[2]), sys.argv[3])
         return
     binary = etcd_binary()
-    assert binary is not None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print("plain, three members")

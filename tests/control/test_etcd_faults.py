@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -354,7 +352,6 @@ def test_two_hosts_with_one_identity_do_not_fight(
 
 
 @pytest.mark.kernel
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nft"), reason="needs root and nft")
 def test_a_path_that_swallows_everything_is_noticed_by_the_kernel(etcd: Path) -> None:
     """With a heartbeat of only every 12 s (a lease of 60), so that it is not what notices."""
     run = subprocess.run(
