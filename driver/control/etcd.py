@@ -90,10 +90,13 @@ class EtcdControlPlane:
             self.publish(Publication())
             if self.wait_published(_STOP_SECONDS):
                 self._publisher.revoke()
+        link = self._exchange.link
         self._exchange.stop()
         for thread in (self._writer, self._reader):
             if thread.is_alive():
                 thread.join(max(0.1, deadline - time.monotonic()))
+        if link is not None and not leave:
+            self._publisher.pause(link)
 
     def _run(self) -> None:
         delay = 0.0

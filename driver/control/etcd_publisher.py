@@ -26,6 +26,7 @@ _BEATS: Final = 5
 member that hangs, though its kernel goes on answering for it, is given up within 5 s."""
 _TIDY_SECONDS: Final = 60.0
 _REFUSED_SECONDS: Final = 1.0
+_PAUSE_SECONDS: Final = 3600
 
 
 class EtcdPublisher:
@@ -66,6 +67,25 @@ class EtcdPublisher:
                 if link is not None:
                     self._exchange.fail(link, "see the error logged before")
         self._disconnect()
+
+    def pause(self, link: Link) -> None:
+        """Have our node record outlive this process by an hour; called once our thread has ended.
+
+        Containers go on while the plugin is upgraded, and their host must not be taken for dead
+        meanwhile. Who claims one of our addresses gets it all the same.
+        """
+        with self._exchange.changed:
+            lease, record = self._exchange.lease, self._exchange.ledger.node_record()
+        if record is None:
+            return
+        try:
+            client = EtcdClient(link.url, self._sessions.session())
+            client.change([record], client.grant(_PAUSE_SECONDS))
+            if lease:
+                client.revoke(lease)
+            client.close()
+        except (EtcdError, StoreUnavailable) as error:
+            log.info("the node record is left to its lease: %s", error)
 
     def revoke(self) -> None:
         """End the lease, from another thread; what cannot be done is left to its end."""

@@ -99,6 +99,13 @@ class Ledger:
             return None
         return Put(self._node_key, wanted)
 
+    def node_record(self) -> Put | None:
+        """Return what puts the node record, if the store has it and there are endpoints it stands for."""
+        node = self._publication.node
+        if node is None or self._node_entry.value is None or not self._publication.endpoints:
+            return None
+        return Put(self._node_key, encode_node(node))
+
     def answered_node(self, claim: Claim, lease: int, revision: int) -> None:
         """Take in that the store did it, under *lease*."""
         value = claim.value if isinstance(claim, Put) else None

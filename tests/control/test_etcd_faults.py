@@ -202,6 +202,24 @@ def test_a_lease_that_is_lost_is_taken_anew(
     assert another != lease
 
 
+def test_a_host_that_stops_for_an_upgrade_is_not_taken_for_dead(bench: EtcdBench, host: MakeHost) -> None:
+    """Its record outlives the lease; after the new start it is under a short one again."""
+    a, b = host("a", bench.relay.url, lease_ttl=2), host("b", bench.relay.url)
+    a.join(E1)
+    b.join(E2)
+    assert a.published()
+    wait_until(lambda: b.sees(E1))
+    a.plane.stop(leave=False)
+    time.sleep(4)
+    assert b.sees(E1)
+    assert NodeId("a") in b.view.nodes
+    again = host("a", bench.relay.url, lease_ttl=2)
+    again.join(E1)
+    assert again.published()
+    bench.relay.cut()
+    wait_until(lambda: node_key(NodeId("a")) not in bench.dump(), 8)
+
+
 def test_leaving_revokes_the_lease_and_staying_does_not(bench: EtcdBench, host: MakeHost) -> None:
     a = host("a", bench.relay.url)
     a.join(E1)
