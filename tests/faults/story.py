@@ -121,20 +121,19 @@ def after_failure(story: list[Step], failed: int, *, modern: bool) -> tuple[list
     gone = container + len(attach("", "", "")) + len(detach("", "", ""))
     match names[failed]:
         case "RequestPool" | "CreateNetwork":
-            return close_pool(), 0
+            steps, equals = close_pool(), 0
         case "RequestAddress" if failed < container:
-            return close_pool(), 0
-        case "RequestAddress":
-            return [release(ADDRESS)], container  # the engine does not, but the user tries again
-        case "CreateEndpoint":
-            return [release(ADDRESS)], container
+            steps, equals = close_pool(), 0
+        case "RequestAddress" | "CreateEndpoint":
+            steps, equals = [release(ADDRESS)], container  # after the first it is the user's next try
         case "Join":
             leave, _, *rest = detach(NETWORK, FIRST, ADDRESS)
-            return [*([leave] if modern else []), *rest], container
+            steps, equals = [*([leave] if modern else []), *rest], container
         case "Leave" | "DeleteEndpoint" | "ReleaseAddress" if failed < gone:
-            return story[failed + 1 : gone], gone
+            steps, equals = story[failed + 1 : gone], gone
         case _:
-            return story[failed + 1 :], len(story)
+            steps, equals = story[failed + 1 :], len(story)
+    return steps, equals
 
 
 def next_round(story: list[Step], equals: int) -> list[Step]:

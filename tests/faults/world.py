@@ -17,21 +17,27 @@ def snapshot(folder: Path, sandbox: int | None, store: dict[str, str]) -> dict[s
     """Look at everything below *folder*, in this namespace, in the *sandbox* and in the *store*."""
     pins = folder / "run" / "netns"
     kernel = NetlinkKernel(pins)
+    state = _state(folder / "state" / "state.json")
     try:
         names = sorted(p.name for p in pins.glob("*"))
         return {
             "host": _devices(Channel.here()),
             "sandbox": _devices(netns.inside(sandbox, Channel.here)) if sandbox is not None else {},
-            "pins": {name: netns.is_pin(pins / name) for name in names},
+            "pins": [n for n in names if netns.is_pin(pins / n) or not _known(n, state)],
             "devices": {name: _pinned(pins / name) for name in names if netns.is_pin(pins / name)},
-            "objects": {name: sorted(map(str, kernel.read(name).values())) for name in names},
+            "objects": {n: sorted(map(str, found.values())) for n in names if (found := kernel.read(n))},
             "files": sorted(p.name for p in (folder / "state").glob("*")),
-            "state": _state(folder / "state" / "state.json"),
+            "state": state,
             "ipam": _ipam(folder / "state" / "ipam.json"),
             "store": dict(sorted(store.items())),
         }
     finally:
         kernel.close()
+
+
+def _known(name: str, state: dict[str, Any]) -> bool:
+    """Tell whether a network has that name: an empty file may wait for its next container."""
+    return any(name == f"pyoverlay-{network[:12]}" for network in state.get("networks", ()))
 
 
 def _pinned(path: Path) -> dict[str, Any]:
@@ -71,9 +77,16 @@ def _ipam(path: Path) -> list[list[str]]:
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> str:
-    """Say what is missing and what is left over; empty when nothing is."""
+    """Say what is missing and what is left over; empty when nothing is.
+
+    Records in *expected*'s "forgotten" may be there or not: the engine does not know of them.
+    """
     parts = []
-    for part in expected:
+    forgotten = expected.get("forgotten", ())
+    networks = [n for n in found["state"]["networks"] if n not in forgotten]
+    endpoints = {e: p for e, p in found["state"]["endpoints"].items() if e not in forgotten or p == "joined"}
+    found = {**found, "state": {**found["state"], "networks": networks, "endpoints": endpoints}}
+    for part in expected.keys() - {"forgotten"}:
         if part == "files":  # ipam.json appears with the first pool
             if extra := set(found[part]) - {"state.json", "ipam.json"}:
                 parts.append(f"files left over: {sorted(extra)}")
