@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from flask.testing import FlaskClient
 
+from driver.control import ControlPlane
 from driver.control.memory import MemoryControlPlane, MemoryStore
 from driver.desired import desired, namespace_name
 from driver.disk import Disk, MemoryDisk
@@ -88,16 +89,17 @@ class RealGround:
 
 
 class Program:
-    """Everything behind the socket. *disk* and *clock* as a test wants them."""
+    """Everything behind the socket, on the disk and the control plane that a test wants."""
 
     def __init__(
-        self, folder: Path, ground: Ground, *, disk: Disk | None = None, store: MemoryStore | None = None
+        self, folder: Path, ground: Ground, *, disk: Disk | None = None, control: ControlPlane | None = None
     ) -> None:
         self.ground = ground
-        self.cluster = store or MemoryStore()
+        self.cluster = MemoryStore()
         self.store = Store(disk or MemoryDisk(State(HostRecord(NodeId("node"), VTEP))))
         self.engine = Engine(self.store, ground.kernel)
-        self.peering = Peering(self.store, MemoryControlPlane(NodeId("node"), self.cluster))
+        control = control or MemoryControlPlane(NodeId("node"), self.cluster)
+        self.peering = Peering(self.store, control)
         self.overlay = OverlayService(self.store, self.engine, self.peering, scope="local")
         self.ipam = IpamService(FileStore(folder / "ipam.json"), tuple, self.overlay.in_use)
         self.engine.start()
