@@ -90,8 +90,7 @@ def publication(state: State) -> Publication:
     # An address has one record; the newest claim wins, and endpoints are in order of age.
     claims = {
         (e.network, interface.ip): EndpointRecord(e.network, interface.ip, e.mac, host.id, e.id)
-        for e in state.endpoints.values()
-        if e.phase is not Phase.LEFT
+        for e in state.receivers()
         for interface in e.interfaces
     }
     node = NodeRecord(host.id, host.vtep) if host.vtep is not None else None
@@ -153,8 +152,8 @@ def _remote(state: State, network: Network, segment: Segment) -> Iterator[tuple[
     An address that just moved here may still be known elsewhere. A VXLAN device speaks one
     address family, so a VTEP of the other one cannot be reached through it.
     """
-    mine = [e for e in state.endpoints_of(network.id) if e.phase is not Phase.LEFT]
-    local = {i.ip for e in mine for i in e.interfaces}
+    mine = [e for e in state.receivers() if e.network == network.id]
+    local = {address for e in mine for address in e.addresses}
     macs = {e.mac for e in mine}
     vtep = state.host.vtep
     for address, peer in state.peers.entries.get(network.id, {}).items():

@@ -6,6 +6,7 @@ one, and the directory is synced: after a crash at any point one of the two is t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,7 +43,7 @@ class FileDisk:
         """Read the file; a leftover of a torn write is removed, damage and newer formats are refused."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary.unlink(missing_ok=True)
+            self._drop_temporary()
             text = self._path.read_bytes()
         except FileNotFoundError:
             return None
@@ -57,7 +58,7 @@ class FileDisk:
         try:
             self._write(document.encode())
         except OSError as error:
-            self._temporary.unlink(missing_ok=True)
+            self._drop_temporary()
             raise StoreError(
                 f"state file {self._path}: {error.strerror}: nothing was changed; "
                 "free space or make the directory writable, then try again"
@@ -66,6 +67,10 @@ class FileDisk:
     @property
     def _temporary(self) -> Path:
         return self._path.with_name(self._path.name + ".new")
+
+    def _drop_temporary(self) -> None:
+        with contextlib.suppress(OSError):  # on a read-only disk even the removal of nothing fails
+            self._temporary.unlink()
 
     def _write(self, data: bytes) -> None:
         descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -215,10 +215,11 @@ class Engine:
         wanted = {namespace_name(network) for network in (*state.networks, *self._progress)}
         for name in set(self._kernel.namespaces()) - wanted:
             log.warning("namespace %s belongs to no network of this host: removing it", name)
+            orphan = Namespace(name)
             try:
-                errors = self._kernel.apply(diff({}, self._kernel.read(name)))
+                errors = self._kernel.apply(diff({}, {orphan.key: orphan, **self._kernel.read(name)}))
             except KernelError as failure:
-                errors = {Namespace(name).key: failure}
+                errors = {orphan.key: failure}
             for key, error in errors.items():
                 log.warning("namespace %s: %s %s: %s", name, key[0].name, key[2], error)
 
@@ -241,11 +242,12 @@ def _adopted(state: State, *, network: NetworkId, rows: Mapping[Address, Peer], 
 def _wish(state: State, network: NetworkId, underlay: Underlay | KernelError) -> tuple[object, ...]:
     """Return all that desired() looks at for a network: equal tuples need no work."""
     endpoints = tuple(state.endpoints_of(network))
-    joining = state.joining & {e.id for e in endpoints}
+    ids = {e.id for e in endpoints}
+    joining, recalled = state.joining & ids, state.recalled & ids
     peers = state.peers.entries.get(network)
     synced = network in state.peers.synced
     way = str(underlay) if isinstance(underlay, KernelError) else underlay
-    return (state.networks.get(network), state.host, way, endpoints, joining, _Same(peers), synced)
+    return (state.networks.get(network), state.host, way, endpoints, joining, recalled, _Same(peers), synced)
 
 
 class _Same:

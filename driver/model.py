@@ -72,6 +72,11 @@ class Endpoint:
     mac: Mac
     phase: Phase = Phase.CREATED
 
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """Its addresses alone."""
+        return frozenset(interface.ip for interface in self.interfaces)
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:

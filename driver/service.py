@@ -145,8 +145,9 @@ class OverlayService:
         groups = segments_of(subnets)
 
         def transition(state: State) -> State:
-            used = vnis_in_use(state, besides=network_id) if self.scope == "local" else ()
-            vnis = choose_vnis(network_id, parsed.vnis, len(groups), used)
+            # A network that the engine has forgotten must not hold a VNI that the user asks for.
+            used = vnis_in_use(state, besides=network_id, recalled=not parsed.vnis)
+            vnis = choose_vnis(network_id, parsed.vnis, len(groups), used if self.scope == "local" else ())
             segments = build_segments(vnis, groups)
             return with_network(
                 state,

@@ -16,7 +16,7 @@ _V = TypeVar("_V")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that this host should be. *joining* and *peers* are soft; the rest is on disk."""
+    """Everything that this host should be. *joining*, *recalled* and *peers* are soft, the rest on disk."""
 
     host: Host
     networks: Mapping[NetworkId, Network] = field(default_factory=dict)
@@ -25,6 +25,10 @@ class State:
     """VNIs handed out as the Swarm's leader."""
     joining: frozenset[EndpointId] = frozenset()
     """Endpoints whose veth pair must be made now: a Join waits for it."""
+    recalled: frozenset[NetworkId | EndpointId] = frozenset()
+    """What only the disk speaks of so far: endpoints that never joined, networks without one that did.
+    The call that made them, or that was to remove the network, may have died with the former process;
+    the engine took it for failed then, and has forgotten them."""
     peers: Peers = field(default_factory=Peers)
 
     def network(self, network: NetworkId) -> Network:
@@ -51,19 +55,36 @@ class State:
         """Return the network's endpoints on this host, in the order in which they were made."""
         return [e for e in self.endpoints.values() if e.network == network]
 
+    def receivers(self) -> list[Endpoint]:
+        """Return the endpoints that others may send to."""
+        return [e for e in self.endpoints.values() if e.phase is not Phase.LEFT and e.id not in self.recalled]
+
     def holder(self, network: NetworkId, address: Address) -> Endpoint | None:
         """Return the local endpoint that has *address* and may still receive for it."""
-        holders = (e for e in self.endpoints_of(network) if address in {i.ip for i in e.interfaces})
-        return next((e for e in holders if e.phase is not Phase.LEFT), None)
+        holders = (e for e in self.receivers() if e.network == network)
+        return next((e for e in holders if address in e.addresses), None)
 
     def durable(self) -> tuple[object, ...]:
         """Return what must be on disk."""
         return (self.host, self.networks, self.endpoints, self.allocations)
 
 
+def after_restart(state: State) -> State:
+    """Return what a new process may believe of what the former one had on disk.
+
+    An endpoint that has left is about to be deleted, and its DeleteEndpoint may have come while
+    nobody was there: the engine does not say it again.
+    """
+    endpoints = {k: e for k, e in state.endpoints.items() if e.phase is not Phase.LEFT}
+    joined = {k: e.network for k, e in endpoints.items() if e.phase is Phase.JOINED}
+    known: frozenset[NetworkId | EndpointId] = frozenset([*state.networks, *endpoints])
+    return replace(state, endpoints=endpoints, recalled=known - {*joined, *joined.values()})
+
+
 def with_network(state: State, network: Network) -> State:
     """Add or replace a network."""
-    return replace(state, networks={**state.networks, network.id: network})
+    networks = {**state.networks, network.id: network}
+    return replace(state, networks=networks, recalled=state.recalled - {network.id})
 
 
 def without_network(state: State, network: NetworkId) -> State:
@@ -74,24 +95,41 @@ def without_network(state: State, network: NetworkId) -> State:
         networks=_without(state.networks, network),
         endpoints=endpoints,
         joining=state.joining & endpoints.keys(),
+        recalled=state.recalled & {*state.networks, *endpoints} - {network},
     )
 
 
 def with_endpoint(state: State, endpoint: Endpoint) -> State:
-    """Add or replace an endpoint; a replaced one counts as the newest."""
-    return replace(state, endpoints={**_without(state.endpoints, endpoint.id), endpoint.id: endpoint})
+    """Add or replace an endpoint; a replaced one counts as the newest.
+
+    Those that are only recalled give way to whoever has one of their addresses now.
+    """
+    stale = {
+        e.id
+        for e in state.endpoints_of(endpoint.network)
+        if e.id == endpoint.id or (e.id in state.recalled and e.addresses & endpoint.addresses)
+    }
+    kept = {k: e for k, e in state.endpoints.items() if k not in stale}
+    recalled = state.recalled - {*stale, endpoint.id, endpoint.network}
+    return replace(state, endpoints={**kept, endpoint.id: endpoint}, recalled=recalled)
 
 
 def without_endpoint(state: State, endpoint: EndpointId) -> State:
     """Remove an endpoint."""
-    return replace(state, endpoints=_without(state.endpoints, endpoint), joining=state.joining - {endpoint})
+    return replace(
+        state,
+        endpoints=_without(state.endpoints, endpoint),
+        joining=state.joining - {endpoint},
+        recalled=state.recalled - {endpoint},
+    )
 
 
 def with_phase(state: State, endpoint: Endpoint, phase: Phase, *, joining: bool = False) -> State:
     """Move an endpoint to another phase."""
     marked = state.joining | {endpoint.id} if joining else state.joining - {endpoint.id}
     moved = {**state.endpoints, endpoint.id: replace(endpoint, phase=phase)}
-    return replace(state, endpoints=moved, joining=marked)
+    recalled = state.recalled - {endpoint.id, endpoint.network}
+    return replace(state, endpoints=moved, joining=marked, recalled=recalled)
 
 
 def with_allocation(state: State, network: NetworkId, vnis: tuple[Vni, ...]) -> State:
@@ -105,11 +143,12 @@ def without_allocation(state: State, network: NetworkId) -> State:
     return replace(state, allocations=_without(state.allocations, network))
 
 
-def vnis_in_use(state: State, *, besides: NetworkId) -> set[Vni]:
-    """Return the VNIs of all other networks that this host knows of."""
+def vnis_in_use(state: State, *, besides: NetworkId, recalled: bool = True) -> set[Vni]:
+    """Return the VNIs of all other networks that this host knows of, or without those only *recalled*."""
     allocated = (v for n, vnis in state.allocations.items() if n != besides for v in vnis)
-    present = (s.vni for n in state.networks.values() if n.id != besides for s in n.segments)
-    return {*allocated, *present}
+    others = (n for n in state.networks.values() if n.id != besides)
+    known = (n for n in others if recalled or n.id not in state.recalled)
+    return {*allocated, *(s.vni for n in known for s in n.segments)}
 
 
 def _without(mapping: Mapping[_K, _V], key: _K) -> dict[_K, _V]:

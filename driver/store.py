@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from driver.disk import Disk, load_or_new
-from driver.state import State
+from driver.state import State, after_restart
 
 
 class Store:
@@ -16,7 +16,7 @@ class Store:
         """Load the state; raises StoreError when what is on disk cannot be used."""
         self._disk = disk
         self._lock = threading.Lock()
-        self._state = load_or_new(disk)
+        self._state = after_restart(load_or_new(disk))
         self._revision = 1
         self._listeners: list[Callable[[], None]] = []
 

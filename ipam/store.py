@@ -104,8 +104,8 @@ class FileStore:
 
     def load(self) -> IpamState | None:
         """See `Store.load`. A half-written new file from a crash is removed, unread."""
+        self._drop_temporary()
         try:
-            self._temporary.unlink(missing_ok=True)
             data = self._path.read_bytes()
         except FileNotFoundError:
             self._trusted = True
@@ -133,11 +133,14 @@ class FileStore:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._replace(encode(state))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
+            self._drop_temporary()
             raise self._failure(
                 f"cannot be written ({error.strerror})", "make room or mend the disk"
             ) from error
+
+    def _drop_temporary(self) -> None:
+        with contextlib.suppress(OSError):  # on a read-only disk even the removal of nothing fails
+            self._temporary.unlink()
 
     def _replace(self, data: bytes) -> None:
         with open(os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

@@ -125,6 +125,12 @@ def link(channel: Channel, name: str) -> Link | None:
     return _link(answer) if answer else None
 
 
+def signature(name: str, alias: str) -> Request:
+    """Return the message that gives the device *name* its alias."""
+    named = attribute(_IFNAME, name.encode() + b"\0") + attribute(_IFALIAS, alias.encode())
+    return Request(_NEWLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + named)
+
+
 def remove(channel: Channel, names: Sequence[str]) -> list[Refused | None]:
     """Delete devices together; return for each None or why not. Raises OSError when none could be.
 

@@ -45,8 +45,7 @@ from driver.plan import Delete, Op, Set
 from driver.values import Address, Interface, Prefix
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
-_UP = 0x1
-_NODAD, _LINK = 0x02, 253
+_UP, _NODAD, _LINK = 0x1, 0x02, 253
 _AF_SPEC, _INET, _INET_CONF, _INET_FORWARDING = 26, 2, 1, 1
 _MTU_OF_NOBODY = 65535
 
@@ -227,7 +226,7 @@ class NetlinkKernel:
         bridge = _existing(channel, want, want.bridge)
         have = _same_kind(channel, want, "veth")
         if have and not have.ours and want.create:
-            # Made by a process that died before it could sign: its other end goes with it.
+            # Nobody knows where its other end is, which goes with it.
             channel.do(Request(_DELLINK, 0, _link(have.index, None, [])))
             have = None
         if have is None:
@@ -235,6 +234,9 @@ class NetlinkKernel:
                 raise absent(want, f"the veth {want.name}, whose container end the engine has,")
             self._create_pair(channel, want)
             have = _existing(channel, want, want.name)
+        peer = links.link(self._host, want.peer)
+        if peer and peer.kind == "veth" and not peer.alias:
+            self._host.do(links.signature(want.peer, want.alias))
         _settle(channel, have.index, want, bridge.index)
 
     def _create_pair(self, channel: Channel, want: Port) -> None:
@@ -243,9 +245,9 @@ class NetlinkKernel:
             raise foreign(want, stale.name, stale.kind, "the host")
         if stale:
             self._host.do(Request(_DELLINK, 0, _link(stale.index, None, [])))
-        channel.do(Request(_NEWLINK, CREATE | EXCL, _new_pair(want, self._host_namespace)))
-        peer = _existing(self._host, want, want.peer)
-        self._host.do(Request(_NEWLINK, 0, _link(peer.index, None, [("IFLA_IFALIAS", want.alias)])))
+        pair = Request(_NEWLINK, CREATE | EXCL, _new_pair(want, self._host_namespace))
+        # In one system call: who is killed leaves no pair behind that nobody knows for ours.
+        channel.do(pair, links.signature(want.name, want.alias))
 
     def _delete_address(self, have: BridgeAddress) -> None:
         channel = self._spaces.channel(have.namespace)

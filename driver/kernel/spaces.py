@@ -26,11 +26,14 @@ class Spaces:
         self._open: dict[str, _Space] = {}
 
     def names(self) -> list[str]:
-        """List what is pinned and ours, or open."""
+        """List what is pinned and ours, or open.
+
+        Also the plain file that a process left which was killed between pinning's two steps: `drop` it.
+        """
         found: list[str] = []
         with contextlib.suppress(FileNotFoundError):
             found = [n for n in os.listdir(self._directory) if n.startswith(NAMESPACE_PREFIX)]
-        return sorted({*self._open, *(n for n in found if netns.is_pin(self._directory / n))})
+        return sorted({*self._open, *found})
 
     def channel(self, name: str) -> Channel | None:
         """Return the socket into namespace *name*, None when there is none; raise OSError.

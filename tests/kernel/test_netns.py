@@ -29,7 +29,8 @@ def test_the_callers_own_namespace_never_changes(host: Host) -> None:
 def test_a_half_made_pin_is_no_namespace_and_is_finished(host: Host) -> None:
     host.directory.mkdir()
     (host.directory / NS).touch()
-    assert list(host.kernel.namespaces()) == []
+    assert list(host.kernel.namespaces()) == [NS], "listed, for otherwise nobody would remove it"
+    assert host.kernel.read(NS) == {}
     assert host.kernel.read(NS) == {}
     want = network()
     assert converge(host.kernel, want) == want
