@@ -16,6 +16,7 @@ from driver.objects import (
     FdbEntry,
     KernelObject,
     KernelState,
+    Kind,
     Namespace,
     Neighbour,
     Port,
@@ -72,7 +73,9 @@ def desired(state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_U
     Nothing must exist while no container of it is on this host.
     """
     network = state.networks.get(network_id)
-    present = [e for e in state.endpoints_of(network_id) if e.phase is not Phase.CREATED]
+    present = [
+        e for e in state.endpoints_of(network_id) if e.phase is not Phase.CREATED and e.id not in state.gone
+    ]
     if network is None or not present:
         return {}
     mtu = container_mtu(network, state.host.vtep, underlay)
@@ -84,6 +87,19 @@ def desired(state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_U
     return index(objects)
 
 
+def vanished(state: State, network: NetworkId, have: KernelState) -> frozenset[EndpointId]:
+    """Return the joined endpoints whose ports are not in *have*, what the kernel holds of the network.
+
+    The engine has the container end, and it went with its sandbox: nothing can be made anew.
+    """
+    namespace = namespace_name(network)
+    awaited = [e.id for e in state.endpoints_of(network) if e.phase is Phase.JOINED]
+    known = state.joining | state.gone
+    return frozenset(
+        e for e in awaited if e not in known and (Kind.PORT, namespace, port_name(e), "") not in have
+    )
+
+
 def publication(state: State) -> Publication:
     """Return what this host tells the others: its VTEP and every endpoint that may receive."""
     host = state.host
@@ -91,7 +107,7 @@ def publication(state: State) -> Publication:
     claims = {
         (e.network, interface.ip): EndpointRecord(e.network, interface.ip, e.mac, host.id, e.id)
         for e in state.endpoints.values()
-        if e.phase is not Phase.LEFT
+        if state.may_receive(e)
         for interface in e.interfaces
     }
     node = NodeRecord(host.id, host.vtep) if host.vtep is not None else None
@@ -153,7 +169,7 @@ def _remote(state: State, network: Network, segment: Segment) -> Iterator[tuple[
     An address that just moved here may still be known elsewhere. A VXLAN device speaks one
     address family, so a VTEP of the other one cannot be reached through it.
     """
-    mine = [e for e in state.endpoints_of(network.id) if e.phase is not Phase.LEFT]
+    mine = [e for e in state.endpoints_of(network.id) if state.may_receive(e)]
     local = {i.ip for e in mine for i in e.interfaces}
     macs = {e.mac for e in mine}
     vtep = state.host.vtep

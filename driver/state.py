@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ _V = TypeVar("_V")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that this host should be. *joining* and *peers* are soft; the rest is on disk."""
+    """Everything that this host should be. *joining*, *gone* and *peers* are soft; the rest is on disk."""
 
     host: Host
     networks: Mapping[NetworkId, Network] = field(default_factory=dict)
@@ -25,6 +25,8 @@ class State:
     """VNIs handed out as the Swarm's leader."""
     joining: frozenset[EndpointId] = frozenset()
     """Endpoints whose veth pair must be made now: a Join waits for it."""
+    gone: frozenset[EndpointId] = frozenset()
+    """Joined endpoints whose port the kernel no longer has: their containers ended unseen."""
     peers: Peers = field(default_factory=Peers)
 
     def network(self, network: NetworkId) -> Network:
@@ -51,10 +53,14 @@ class State:
         """Return the network's endpoints on this host, in the order in which they were made."""
         return [e for e in self.endpoints.values() if e.network == network]
 
+    def may_receive(self, endpoint: Endpoint) -> bool:
+        """Tell whether others may send to a local endpoint."""
+        return endpoint.phase is not Phase.LEFT and endpoint.id not in self.gone
+
     def holder(self, network: NetworkId, address: Address) -> Endpoint | None:
         """Return the local endpoint that has *address* and may still receive for it."""
         holders = (e for e in self.endpoints_of(network) if address in {i.ip for i in e.interfaces})
-        return next((e for e in holders if e.phase is not Phase.LEFT), None)
+        return next(filter(self.may_receive, holders), None)
 
     def durable(self) -> tuple[object, ...]:
         """Return what must be on disk."""
@@ -74,24 +80,40 @@ def without_network(state: State, network: NetworkId) -> State:
         networks=_without(state.networks, network),
         endpoints=endpoints,
         joining=state.joining & endpoints.keys(),
+        gone=state.gone & endpoints.keys(),
     )
 
 
 def with_endpoint(state: State, endpoint: Endpoint) -> State:
     """Add or replace an endpoint; a replaced one counts as the newest."""
-    return replace(state, endpoints={**_without(state.endpoints, endpoint.id), endpoint.id: endpoint})
+    endpoints = {**_without(state.endpoints, endpoint.id), endpoint.id: endpoint}
+    return replace(state, endpoints=endpoints, gone=state.gone - {endpoint.id})
 
 
 def without_endpoint(state: State, endpoint: EndpointId) -> State:
     """Remove an endpoint."""
-    return replace(state, endpoints=_without(state.endpoints, endpoint), joining=state.joining - {endpoint})
+    return replace(
+        state,
+        endpoints=_without(state.endpoints, endpoint),
+        joining=state.joining - {endpoint},
+        gone=state.gone - {endpoint},
+    )
 
 
 def with_phase(state: State, endpoint: Endpoint, phase: Phase, *, joining: bool = False) -> State:
-    """Move an endpoint to another phase."""
-    marked = state.joining | {endpoint.id} if joining else state.joining - {endpoint.id}
+    """Move an endpoint to another phase. One that is *joining* gets a new port and is not gone."""
+    this = {endpoint.id}
     moved = {**state.endpoints, endpoint.id: replace(endpoint, phase=phase)}
-    return replace(state, endpoints=moved, joining=marked)
+    if joining:
+        return replace(state, endpoints=moved, joining=state.joining | this, gone=state.gone - this)
+    return replace(state, endpoints=moved, joining=state.joining - this)
+
+
+def with_gone(state: State, endpoints: Iterable[EndpointId]) -> State:
+    """Mark endpoints whose ports have vanished; those that are not joined by now are left out."""
+    known = [state.endpoints[endpoint] for endpoint in endpoints if endpoint in state.endpoints]
+    gone = {e.id for e in known if e.phase is Phase.JOINED and e.id not in state.joining}
+    return replace(state, gone=state.gone | gone)
 
 
 def with_allocation(state: State, network: NetworkId, vnis: tuple[Vni, ...]) -> State:
