@@ -67,6 +67,8 @@ def _text(op: Op) -> str:
     match op:
         case Delete(have):
             return f"{_name(have)} was not ours"
+        case Set(Namespace(name), Namespace()):
+            return f"the pin of namespace {name} was gone"
         case Set(want, None):
             return f"{_name(want)} was gone"
         case Set(want, have) if have is not None:

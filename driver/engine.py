@@ -286,8 +286,8 @@ class Engine:
             log.warning("underlay of %s: %s", vtep, error)
             self._underlay_is_old = True
             return None
-        if found is None and vtep is not None and self._underlay is not None:
-            log.warning("VTEP address %s is on no device of this host for now: going on as before", vtep)
+        if self._underlay and self._underlay[0] == vtep:
+            _tell_underlay(vtep, self._underlay[1], found)
         return (vtep, found) if found else None
 
     def _remove_orphans(self, state: State) -> None:
@@ -315,6 +315,17 @@ class Engine:
             if rows := _remote_rows(have):
                 self._store.update(partial(_adopted, network=network, rows=rows, now=self._clock()))
             self._withdraw(network, vanished(self._store.state, network, have))
+
+
+def _tell_underlay(vtep: Address | None, before: Underlay, now: Underlay | None) -> None:
+    if now is None:
+        log.warning("VTEP address %s is on no device of this host for now: going on as before", vtep)
+    elif now.mtu != before.mtu:
+        log.warning(
+            "the MTU of the underlay (%s) was %d and is %d: networks follow, but containers that run keep "
+            "theirs until they are started again",
+            *(now.device, before.mtu, now.mtu),
+        )
 
 
 def _adopted(state: State, *, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> State:

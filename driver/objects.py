@@ -55,9 +55,13 @@ Key: TypeAlias = tuple[Kind, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """The network namespace of one overlay network, pinned where the host sees it."""
+    """The network namespace of one overlay network, pinned where the host sees it.
+
+    When somebody removed the pin ("ip netns delete"), it lives on with its containers while we hold it.
+    """
 
     name: str
+    pinned: bool = True
 
     @property
     def key(self) -> Key:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from driver.kernel import links
 from driver.kernel.links import Link
 
-_NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _NEWNEIGH, _NEWNETCONF = 16, 17, 20, 21, 24, 28, 80
+_NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
+_NEWROUTE, _NEWNEIGH, _NEWNETCONF, _DELNETCONF = 24, 28, 80, 81
 _LINK, _NEIGH, _ADDRESS4, _ROUTE4, _ADDRESS6, _ROUTE6, _NETCONF4, _NETCONF6 = 1, 3, 5, 7, 9, 11, 24, 25
 _SOL_NETLINK, _ADD_MEMBERSHIP, _ATTACH_FILTER = 270, 1, 26
 _HEADER = struct.Struct("=IHHII")
@@ -112,15 +113,12 @@ class SpaceListener(Listener):
             self._filter(_rows_of(tunnels))
 
     def _is_news(self, kind: int, data: bytes) -> bool:
-        match kind:
-            case 16 | 17:
-                return self._is_link_news(kind, data)
-            case 20 | 21:
-                return links.address_index(data) in self._known
-            case 80 | 81:
-                index = links.netconf_index(data)
-                return index < 0 or index in self._known
-        return True
+        if kind in (_NEWADDR, _DELADDR):
+            return links.address_index(data) in self._known
+        if kind in (_NEWNETCONF, _DELNETCONF):
+            index = links.netconf_index(data)
+            return index < 0 or index in self._known
+        return super()._is_news(kind, data)
 
     def _is_link_news(self, kind: int, data: bytes) -> bool:
         if links.is_bridge_ports(data):  # sent beside the device's own message, at each change of carrier

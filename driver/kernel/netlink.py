@@ -144,7 +144,7 @@ class NetlinkKernel:
         space.listener.forget()
         found = links.links(space.channel)
         space.listener.expect(found)
-        yield wanted
+        yield Namespace(wanted.name, self._spaces.is_pinned(wanted.name))
         yield from contents(space.channel, wanted.name, found)
 
     def _channel_for(self, obj: KernelObject, namespace: str) -> Channel:

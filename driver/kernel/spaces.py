@@ -44,15 +44,12 @@ class Spaces:
     def space(self, name: str) -> Space | None:
         """Return namespace *name*, None when there is none; raise OSError.
 
-        When somebody removed the pin ("ip netns delete"), the namespace and its containers live
-        on with our socket, and it is pinned again. When the pin is another namespace now, that
-        one counts: the socket still works, but where nobody looks.
+        When somebody removed the pin, the namespace lives on with our sockets. When the pin is
+        another namespace now, that one counts: the sockets still work, but where nobody looks.
         """
         space = self.open.get(name)
         identity = netns.identity(self._directory / name)
-        if space and identity is None:
-            identity = self._pin_again(name, space)
-        if space and space.identity == identity:
+        if space and identity in (None, space.identity):
             return space
         self._forget(name)
         if identity is None:
@@ -61,6 +58,10 @@ class Spaces:
             channel, listener = netns.inside(descriptor, lambda: (Channel.here(), SpaceListener.here()))
         self.open[name] = Space(identity, channel, listener)
         return self.open[name]
+
+    def is_pinned(self, name: str) -> bool:
+        """Tell whether others can find namespace *name*."""
+        return netns.is_pin(self._directory / name)
 
     def moved(self) -> set[str]:
         """Return the open namespaces whose pin is gone, or is another namespace by now."""
@@ -76,13 +77,14 @@ class Spaces:
             os.close(descriptor)
 
     def make(self, name: str) -> None:
-        """Create namespace *name*, or bring the settings of an existing one back; raise OSError."""
+        """Create namespace *name*, or bring pin and settings of an existing one back; raise OSError."""
         path = self._directory / name
         if netns.is_pin(path):
             with self.pinned(name) as descriptor:
                 netns.prepare(descriptor)
             return
-        descriptor = netns.create()
+        space = self.open.get(name)
+        descriptor = space.channel.namespace() if space else netns.create()
         try:
             netns.pin(descriptor, path)
         finally:
@@ -97,14 +99,6 @@ class Spaces:
         """Give back the sockets."""
         for name in list(self.open):
             self._forget(name)
-
-    def _pin_again(self, name: str, space: Space) -> tuple[int, int] | None:
-        descriptor = space.channel.namespace()
-        try:
-            netns.pin(descriptor, self._directory / name)
-        finally:
-            os.close(descriptor)
-        return netns.identity(self._directory / name)
 
     def _forget(self, name: str) -> None:
         space = self.open.pop(name, None)
