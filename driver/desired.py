@@ -16,6 +16,7 @@ from driver.objects import (
     FdbEntry,
     KernelObject,
     KernelState,
+    Kind,
     Namespace,
     Neighbour,
     Port,
@@ -72,7 +73,11 @@ def desired(state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_U
     Nothing must exist while no container of it is on this host.
     """
     network = state.networks.get(network_id)
-    present = [e for e in state.endpoints_of(network_id) if e.phase is not Phase.CREATED]
+    present = [
+        e
+        for e in state.endpoints_of(network_id)
+        if e.phase is not Phase.CREATED and e.id not in state.doubtful
+    ]
     if network is None or not present:
         return {}
     mtu = container_mtu(network, state.host.vtep, underlay)
@@ -82,6 +87,19 @@ def desired(state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_U
         objects += _forwarding(state, network, segment)
     objects += [p for e in present if (p := _port(state, network, e, mtu)) is not None]
     return index(objects)
+
+
+def vanished(state: State, network: NetworkId, have: KernelState) -> frozenset[EndpointId]:
+    """Return the joined endpoints whose ports are not in *have*, what the kernel holds of the network.
+
+    The engine has the container end, and it went with its sandbox: nothing can be made anew.
+    """
+    namespace = namespace_name(network)
+    awaited = [e.id for e in state.endpoints_of(network) if e.phase is Phase.JOINED]
+    known = state.joining | state.doubtful
+    return frozenset(
+        e for e in awaited if e not in known and (Kind.PORT, namespace, port_name(e), "") not in have
+    )
 
 
 def publication(state: State) -> Publication:

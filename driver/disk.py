@@ -119,8 +119,8 @@ class MemoryDisk:
         return self.saved
 
     def save(self, state: State) -> None:
-        """Remember *state*."""
-        self.saved = state
+        """Remember the durable part of *state*, as a file would."""
+        self.saved = decode(encode(state))
 
 
 def load_or_new(disk: Disk) -> State:

@@ -1,29 +1,39 @@
 """The one thread that writes to the kernel: read, diff, apply, until wish and kernel agree.
 
-A round looks at the networks whose part of the wish has changed; an audit looks at all of
-them, and at namespaces that no network claims. What failed is tried again with growing
-pauses. A network's trouble never holds up another's.
+A round looks at the networks whose part of the wish has changed, and at those of which the
+kernel had news; an audit looks at all of them, and at namespaces that no network claims. What
+failed is tried again with growing pauses. A network's trouble never holds up another's.
+
+What a round finds to mend although the wish is the same is drift: somebody else changed it.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import math
+import os
+import select
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from driver.desired import FALLBACK_UNDERLAY, desired, namespace_name
+from driver.desired import FALLBACK_UNDERLAY, desired, namespace_name, vanished
+from driver.drift import findings, sentence
 from driver.errors import DeadlineExceeded, KernelError
-from driver.kernel import Kernel
+from driver.kernel import HOST, Kernel
 from driver.model import Peer, Underlay
 from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Key, Kind, Namespace, Neighbour
 from driver.peers import adopt
 from driver.plan import Delete, Op, diff
-from driver.state import State
+from driver.state import State, with_doubt
 from driver.store import Store
-from driver.values import Address, Mac, NetworkId, NodeId
+from driver.values import Address, EndpointId, Mac, NetworkId, NodeId
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +42,10 @@ AUDIT_INTERVAL = 30.0
 _PASSES = 3
 """Rounds of read, diff and apply: a device made anew loses its rows, which the next pass adds."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+_LOOK_INTERVAL = 1.0
+"""Seconds between two looks at a network for the kernel's news: somebody may be fighting us."""
+_WITHDRAW_AFTER = 5.0
+"""Seconds that a vanished port waits for the Leave that explains it."""
 _SETTLE = 0.002
 """Seconds to wait for more of a burst of changes before a round starts."""
 _SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
@@ -44,8 +58,19 @@ class _Progress:
     revision: int = 0
     errors: Mapping[Key, KernelError] = field(default_factory=dict)
     wish: tuple[object, ...] | None = None
-    retry_at: float | None = None
+    retry_at: float = math.inf
     pause: float = _FIRST_PAUSE
+    look_at: float = math.inf
+    """When to look for what the kernel told of."""
+    looked_at: float = -math.inf
+    missing: Mapping[EndpointId, float] = field(default_factory=dict)
+    """Joined endpoints without a port, and since when."""
+
+    @property
+    def due_at(self) -> float:
+        """When to look again although the wish is the same."""
+        withdraw_at = min(self.missing.values(), default=math.inf) + _WITHDRAW_AFTER
+        return min(self.retry_at, self.look_at, withdraw_at)
 
 
 class Engine:
@@ -63,25 +88,33 @@ class Engine:
         self._kernel = kernel
         self._audit_interval = audit_interval
         self._clock = clock
-        self._work = threading.Event()
+        self._wake = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
         self._stopping = False
         self._progress: dict[NetworkId, _Progress] = {}
         self._revision = 0
         self._underlay: tuple[Address | None, Underlay] | None = None
+        self._underlay_is_old = True
+        self.repairs: Counter[Kind] = Counter()
+        """How many objects were mended because somebody else had changed them."""
         self._done = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Adopt what a former process left in the kernel and begin."""
-        self._store.subscribe(self._work.set)
+        """Adopt what a former process left in the kernel and begin.
+
+        Nothing that has ended meanwhile is in the state's publication when this returns.
+        """
+        self._adopt()
+        self._store.subscribe(self._work)
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread; the kernel's objects stay as they are."""
         self._stopping = True
-        self._work.set()
+        self._work()
         self._thread.join()
         self._kernel.close()
+        self._wake.close()
 
     def wait(self, network: NetworkId, revision: int, timeout: float, port: str = "") -> None:
         """Wait until the kernel has what *revision* asks for *network*.
@@ -103,8 +136,11 @@ class Engine:
         progress = self._progress.get(network)
         return progress.revision if progress else self._revision
 
+    def _work(self) -> None:
+        with suppress(ValueError):  # stopped
+            self._wake.write((1).to_bytes(8, sys.byteorder))
+
     def _run(self) -> None:
-        self._adopt()
         audit_at = self._clock()
         while not self._stopping:
             audit = self._clock() >= audit_at
@@ -112,30 +148,35 @@ class Engine:
                 audit_at = self._clock() + self._audit_interval
             try:
                 self._round(audit=audit)
+                self._await_work(audit_at)
             except Exception:
                 # One bad round must not end the thread that every Join waits for.
                 log.exception("a reconcile round failed; trying again")
-                self._work.wait(_LONGEST_PAUSE)
-            self._work.wait(max(0.0, self._next(audit_at) - self._clock()))
-            if not self._stopping:
-                time.sleep(_SETTLE)
-            self._work.clear()
+                select.select([self._wake], [], [], _LONGEST_PAUSE)
 
-    def _next(self, audit_at: float) -> float:
-        return min([audit_at, *(p.retry_at for p in self._progress.values() if p.retry_at is not None)])
+    def _await_work(self, audit_at: float) -> None:
+        due_at = min([audit_at, *(p.due_at for p in self._progress.values())])
+        changed = self._kernel.wait(max(0.0, due_at - self._clock()), self._wake.fileno())
+        if HOST in changed:
+            self._underlay_is_old = True
+        for network, progress in self._progress.items():
+            if namespace_name(network) in changed:
+                progress.look_at = max(self._clock(), progress.looked_at + _LOOK_INTERVAL)
+        if not self._stopping:
+            time.sleep(_SETTLE)
+        self._wake.read(8)
 
     def _round(self, *, audit: bool) -> None:
         state, revision = self._store.snapshot()
-        underlay = self._read_underlay(state.host.vtep)
+        underlay = self._read_underlay(state.host.vtep, audit=audit)
         for network in list(dict.fromkeys([*state.networks, *self._progress])):
             if self._stopping:
                 return
             progress = self._progress.setdefault(network, _Progress())
             wish = _wish(state, network, underlay)
-            due = progress.retry_at is not None and self._clock() >= progress.retry_at
             errors = progress.errors
-            if audit or due or wish != progress.wish:
-                errors = self._reconcile(state, network, underlay)
+            if audit or wish != progress.wish or self._clock() >= progress.due_at:
+                errors = self._reconcile(state, network, underlay, wish)
             self._settle(network, progress, wish, errors, revision, gone=network not in state.networks)
         with self._done:
             self._revision = revision
@@ -160,56 +201,94 @@ class Engine:
                 del self._progress[network]
             self._done.notify_all()
         if not errors:
-            progress.retry_at, progress.pause = None, _FIRST_PAUSE
+            progress.retry_at, progress.pause = math.inf, _FIRST_PAUSE
         elif fresh:
             progress.retry_at = self._clock() + progress.pause
             progress.pause = min(progress.pause * 2, _LONGEST_PAUSE)
 
     def _reconcile(
-        self, state: State, network: NetworkId, underlay: Underlay | KernelError
+        self, state: State, network: NetworkId, underlay: Underlay | KernelError, wish: tuple[object, ...]
     ) -> Mapping[Key, KernelError]:
         namespace = Namespace(namespace_name(network))
+        progress = self._progress[network]
+        if progress.look_at <= self._clock():
+            progress.look_at, progress.looked_at = math.inf, self._clock()
         if isinstance(underlay, KernelError):
+            progress.missing = {}
             return {namespace.key: underlay}
-        want = desired(state, network, underlay)
-        prune = network in state.peers.synced or not want
+        settled = wish == progress.wish and not progress.errors
         try:
-            errors = self._converge(network, namespace.name, want, prune_rows=prune)
+            errors = self._converge(state, network, desired(state, network, underlay), settled=settled)
         except KernelError as failure:
+            progress.missing = {}  # nobody could see
             errors = {namespace.key: failure}
         for key, error in list(errors.items())[:1]:
             log.warning("network %s: %s %s: %s (%d in all)", network, key[0].name, key[2], error, len(errors))
         return errors
 
     def _converge(
-        self, network: NetworkId, namespace: str, want: KernelState, *, prune_rows: bool
+        self, state: State, network: NetworkId, want: KernelState, *, settled: bool
     ) -> Mapping[Key, KernelError]:
-        for _ in range(_PASSES):
-            ops = diff(want, self._kernel.read(namespace), prune_rows=prune_rows)
+        prune = network in state.peers.synced or not want
+        for attempt in range(_PASSES):
+            have = self._kernel.read(namespace_name(network))
+            if attempt == 0:
+                self._note_missing(network, vanished(state, network, have))
+            ops = diff(want, have, prune_rows=prune)
             if not ops:
                 return {}
             log.debug("network %s: %s", network, _summary(ops))
-            if errors := self._kernel.apply(ops):
+            errors = self._kernel.apply(ops)
+            if settled and attempt == 0:
+                self._note_drift(network, ops)
+            if errors:
                 return errors
         return {}
 
-    def _read_underlay(self, vtep: Address | None) -> Underlay | KernelError:
-        """Ask for the way to the others; when it is gone for now, go on with the last answer."""
-        try:
-            found = self._kernel.underlay(vtep)
-        except KernelError as error:
-            found = None
-            log.warning("underlay of %s: %s", vtep, error)
-        if found is not None:
-            self._underlay = (vtep, found)
-        if self._underlay is not None and self._underlay[0] == vtep:
-            return self._underlay[1]
+    def _note_drift(self, network: NetworkId, ops: list[Op]) -> None:
+        found = findings(ops)
+        self.repairs.update(finding.kind for finding in found)
+        log.warning("network %s: repaired: %s", network, sentence(found))
+
+    def _note_missing(self, network: NetworkId, missing: Collection[EndpointId]) -> None:
+        """Withdraw endpoints whose ports have been missing for so long that no Leave will come."""
+        progress, now = self._progress[network], self._clock()
+        since = {endpoint: progress.missing.get(endpoint, now) for endpoint in missing}
+        gone = {endpoint for endpoint, then in since.items() if now - then >= _WITHDRAW_AFTER}
+        progress.missing = {endpoint: then for endpoint, then in since.items() if endpoint not in gone}
+        self._withdraw(network, gone)
+
+    def _withdraw(self, network: NetworkId, gone: Collection[EndpointId]) -> None:
+        for endpoint in gone:
+            log.warning("network %s: endpoint %s has lost its port: withdrawn", network, endpoint)
+        if gone:
+            self._store.update(lambda state: with_doubt(state, gone))
+
+    def _read_underlay(self, vtep: Address | None, *, audit: bool) -> Underlay | KernelError:
+        """Return the way to the others; when it is gone for now, go on with the last answer."""
+        known = self._underlay if self._underlay and self._underlay[0] == vtep else None
+        if known is None or self._underlay_is_old or audit:
+            self._underlay = known = self._ask_underlay(vtep) or known
+        if known:
+            return known[1]
         if vtep is None:
             return FALLBACK_UNDERLAY
         return KernelError(
             f"VTEP address {vtep} is on no device of this host: "
             "set PYOVERLAY_VTEP to one of the host's addresses"
         )
+
+    def _ask_underlay(self, vtep: Address | None) -> tuple[Address | None, Underlay] | None:
+        self._underlay_is_old = False
+        try:
+            found = self._kernel.underlay(vtep)
+        except KernelError as error:
+            log.warning("underlay of %s: %s", vtep, error)
+            self._underlay_is_old = True
+            return None
+        if self._underlay and self._underlay[0] == vtep:
+            _tell_underlay(vtep, self._underlay[1], found)
+        return (vtep, found) if found else None
 
     def _remove_orphans(self, state: State) -> None:
         wanted = {namespace_name(network) for network in (*state.networks, *self._progress)}
@@ -224,15 +303,30 @@ class Engine:
                 log.warning("namespace %s: %s %s: %s", name, key[0].name, key[2], error)
 
     def _adopt(self) -> None:
-        """Take the rows in the kernel as what the others had when the former process ended."""
+        """Take the rows in the kernel as what the others had when the former process ended.
+
+        Who has no port ended after it, or with the whole host.
+        """
         for network in self._store.state.networks:
             try:
-                rows = _remote_rows(self._kernel.read(namespace_name(network)))
+                have = self._kernel.read(namespace_name(network))
             except KernelError as error:
                 log.warning("network %s: cannot read what is there: %s", network, error)
                 continue
-            if rows:
+            if rows := _remote_rows(have):
                 self._store.update(partial(_adopted, network=network, rows=rows, now=self._clock()))
+            self._withdraw(network, vanished(self._store.state, network, have))
+
+
+def _tell_underlay(vtep: Address | None, before: Underlay, now: Underlay | None) -> None:
+    if now is None:
+        log.warning("VTEP address %s is on no device of this host for now: going on as before", vtep)
+    elif now.mtu != before.mtu:
+        log.warning(
+            "the MTU of the underlay (%s) was %d and is %d: networks follow, but containers that run keep "
+            "theirs until they are started again",
+            *(now.device, before.mtu, now.mtu),
+        )
 
 
 def _adopted(state: State, *, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> State:
@@ -243,11 +337,19 @@ def _wish(state: State, network: NetworkId, underlay: Underlay | KernelError) ->
     """Return all that desired() looks at for a network: equal tuples need no work."""
     endpoints = tuple(state.endpoints_of(network))
     ids = {e.id for e in endpoints}
-    joining, recalled = state.joining & ids, state.recalled & ids
     peers = state.peers.entries.get(network)
     synced = network in state.peers.synced
     way = str(underlay) if isinstance(underlay, KernelError) else underlay
-    return (state.networks.get(network), state.host, way, endpoints, joining, recalled, _Same(peers), synced)
+    return (
+        state.networks.get(network),
+        state.host,
+        way,
+        endpoints,
+        state.joining & ids,
+        state.doubtful & ids,
+        _Same(peers),
+        synced,
+    )
 
 
 class _Same:

@@ -30,6 +30,12 @@ ALIAS_PREFIX = "pyoverlay "
 FLOOD_MAC = Mac("00:00:00:00:00:00")
 """FDB rows of this MAC are the head-end replication list: one per VTEP that has the network."""
 
+WRONG_MTU = -1
+"""Stands for "some setting that our objects do not name is not as we make it".
+
+No wish has it, so a device that bears it is set again, whatever was changed by hand.
+"""
+
 
 class Kind(IntEnum):
     """Parents before children when building, the reverse when tearing down."""
@@ -49,9 +55,13 @@ Key: TypeAlias = tuple[Kind, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """The network namespace of one overlay network, pinned where the host sees it."""
+    """The network namespace of one overlay network, pinned where the host sees it.
+
+    When somebody removed the pin ("ip netns delete"), it lives on with its containers while we hold it.
+    """
 
     name: str
+    pinned: bool = True
 
     @property
     def key(self) -> Key:

@@ -146,7 +146,7 @@ class OverlayService:
 
         def transition(state: State) -> State:
             # A network that the engine has forgotten must not hold a VNI that the user asks for.
-            used = vnis_in_use(state, besides=network_id, recalled=not parsed.vnis)
+            used = vnis_in_use(state, besides=network_id, doubtful=not parsed.vnis)
             vnis = choose_vnis(network_id, parsed.vnis, len(groups), used if self.scope == "local" else ())
             segments = build_segments(vnis, groups)
             return with_network(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ _V = TypeVar("_V")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that this host should be. *joining*, *recalled* and *peers* are soft, the rest on disk."""
+    """Everything that this host should be. *joining*, *doubtful* and *peers* are soft, the rest on disk."""
 
     host: Host
     networks: Mapping[NetworkId, Network] = field(default_factory=dict)
@@ -25,10 +25,13 @@ class State:
     """VNIs handed out as the Swarm's leader."""
     joining: frozenset[EndpointId] = frozenset()
     """Endpoints whose veth pair must be made now: a Join waits for it."""
-    recalled: frozenset[NetworkId | EndpointId] = frozenset()
-    """What only the disk speaks of so far: endpoints that never joined, networks without one that did.
-    The call that made them, or that was to remove the network, may have died with the former process;
-    the engine took it for failed then, and has forgotten them."""
+    doubtful: frozenset[NetworkId | EndpointId] = frozenset()
+    """What nobody has shown to live: nobody shall send to it, and it holds no address and no VNI.
+
+    After a restart, endpoints that never joined and networks without one that did: the call that made
+    them, or was to remove the network, may have died with the former process, and the engine has
+    forgotten them. At any time, joined endpoints whose port the kernel no longer has.
+    """
     peers: Peers = field(default_factory=Peers)
 
     def network(self, network: NetworkId) -> Network:
@@ -57,7 +60,7 @@ class State:
 
     def receivers(self) -> list[Endpoint]:
         """Return the endpoints that others may send to."""
-        return [e for e in self.endpoints.values() if e.phase is not Phase.LEFT and e.id not in self.recalled]
+        return [e for e in self.endpoints.values() if e.phase is not Phase.LEFT and e.id not in self.doubtful]
 
     def holder(self, network: NetworkId, address: Address) -> Endpoint | None:
         """Return the local endpoint that has *address* and may still receive for it."""
@@ -78,13 +81,13 @@ def after_restart(state: State) -> State:
     endpoints = {k: e for k, e in state.endpoints.items() if e.phase is not Phase.LEFT}
     joined = {k: e.network for k, e in endpoints.items() if e.phase is Phase.JOINED}
     known: frozenset[NetworkId | EndpointId] = frozenset([*state.networks, *endpoints])
-    return replace(state, endpoints=endpoints, recalled=known - {*joined, *joined.values()})
+    return replace(state, endpoints=endpoints, doubtful=known - {*joined, *joined.values()})
 
 
 def with_network(state: State, network: Network) -> State:
     """Add or replace a network."""
     networks = {**state.networks, network.id: network}
-    return replace(state, networks=networks, recalled=state.recalled - {network.id})
+    return replace(state, networks=networks, doubtful=state.doubtful - {network.id})
 
 
 def without_network(state: State, network: NetworkId) -> State:
@@ -95,23 +98,23 @@ def without_network(state: State, network: NetworkId) -> State:
         networks=_without(state.networks, network),
         endpoints=endpoints,
         joining=state.joining & endpoints.keys(),
-        recalled=state.recalled & {*state.networks, *endpoints} - {network},
+        doubtful=state.doubtful & {*state.networks, *endpoints} - {network},
     )
 
 
 def with_endpoint(state: State, endpoint: Endpoint) -> State:
     """Add or replace an endpoint; a replaced one counts as the newest.
 
-    Those that are only recalled give way to whoever has one of their addresses now.
+    Doubtful ones give way to whoever has one of their addresses now.
     """
     stale = {
         e.id
         for e in state.endpoints_of(endpoint.network)
-        if e.id == endpoint.id or (e.id in state.recalled and e.addresses & endpoint.addresses)
+        if e.id == endpoint.id or (e.id in state.doubtful and e.addresses & endpoint.addresses)
     }
     kept = {k: e for k, e in state.endpoints.items() if k not in stale}
-    recalled = state.recalled - {*stale, endpoint.id, endpoint.network}
-    return replace(state, endpoints={**kept, endpoint.id: endpoint}, recalled=recalled)
+    doubtful = state.doubtful - {*stale, endpoint.id, endpoint.network}
+    return replace(state, endpoints={**kept, endpoint.id: endpoint}, doubtful=doubtful)
 
 
 def without_endpoint(state: State, endpoint: EndpointId) -> State:
@@ -120,16 +123,25 @@ def without_endpoint(state: State, endpoint: EndpointId) -> State:
         state,
         endpoints=_without(state.endpoints, endpoint),
         joining=state.joining - {endpoint},
-        recalled=state.recalled - {endpoint},
+        doubtful=state.doubtful - {endpoint},
     )
 
 
 def with_phase(state: State, endpoint: Endpoint, phase: Phase, *, joining: bool = False) -> State:
-    """Move an endpoint to another phase."""
-    marked = state.joining | {endpoint.id} if joining else state.joining - {endpoint.id}
+    """Move an endpoint to another phase. One that is *joining* gets a new port and is not gone."""
+    this = {endpoint.id}
     moved = {**state.endpoints, endpoint.id: replace(endpoint, phase=phase)}
-    recalled = state.recalled - {endpoint.id, endpoint.network}
-    return replace(state, endpoints=moved, joining=marked, recalled=recalled)
+    if not joining:
+        return replace(state, endpoints=moved, joining=state.joining - this)
+    doubtful = state.doubtful - this - {endpoint.network}
+    return replace(state, endpoints=moved, joining=state.joining | this, doubtful=doubtful)
+
+
+def with_doubt(state: State, endpoints: Iterable[EndpointId]) -> State:
+    """Mark endpoints whose ports have vanished; those that are not joined by now are left out."""
+    known = [state.endpoints[endpoint] for endpoint in endpoints if endpoint in state.endpoints]
+    gone = {e.id for e in known if e.phase is Phase.JOINED and e.id not in state.joining}
+    return replace(state, doubtful=state.doubtful | gone)
 
 
 def with_allocation(state: State, network: NetworkId, vnis: tuple[Vni, ...]) -> State:
@@ -143,11 +155,11 @@ def without_allocation(state: State, network: NetworkId) -> State:
     return replace(state, allocations=_without(state.allocations, network))
 
 
-def vnis_in_use(state: State, *, besides: NetworkId, recalled: bool = True) -> set[Vni]:
-    """Return the VNIs of all other networks that this host knows of, or without those only *recalled*."""
+def vnis_in_use(state: State, *, besides: NetworkId, doubtful: bool = True) -> set[Vni]:
+    """Return the VNIs of all other networks that this host knows of, or without the doubtful ones."""
     allocated = (v for n, vnis in state.allocations.items() if n != besides for v in vnis)
     others = (n for n in state.networks.values() if n.id != besides)
-    known = (n for n in others if recalled or n.id not in state.recalled)
+    known = (n for n in others if doubtful or n.id not in state.doubtful)
     return {*allocated, *(s.vni for n in known for s in n.segments)}
 
 

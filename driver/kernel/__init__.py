@@ -11,6 +11,9 @@ from driver.objects import KernelState, Key
 from driver.plan import Op
 from driver.values import Address, Prefix
 
+HOST = ""
+"""Stands for the host's own namespace among the names of ours."""
+
 
 class Kernel(Protocol):
     """What the engine needs of a kernel. One thread calls it; NetlinkKernel is the real one."""
@@ -34,6 +37,14 @@ class Kernel(Protocol):
 
     def underlay(self, vtep: Address | None) -> Underlay | None:
         """The device that has *vtep* (or the default route, for None); None when there is none."""
+
+    def wait(self, timeout: float, wake: int) -> Collection[str]:
+        """Wait until the kernel has news, *wake* (a descriptor) is readable or *timeout* seconds are over.
+
+        Returns the namespaces that a read may now show to be different from what the last one
+        showed, and HOST when the underlay may be. Each change is told once. What apply did is no
+        news after the read that follows; nor is what is not ours, nor what containers' traffic does.
+        """
 
     def default_source(self) -> Address | None:
         """The host's address towards the default route; None when it has no such route."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from driver.kernel import links, rows
+from driver.kernel.links import Link
 from driver.kernel.wire import Channel
-from driver.objects import Bridge, BridgeAddress, KernelObject, Vxlan
+from driver.objects import WRONG_MTU, Bridge, BridgeAddress, KernelObject, Vxlan
 
 
-def contents(channel: Channel, namespace: str) -> Iterator[KernelObject]:
-    """Yield what *channel* shows of *namespace*, the namespace itself apart; raise OSError."""
-    found = links.links(channel)
+def contents(channel: Channel, namespace: str, found: Mapping[int, Link]) -> Iterator[KernelObject]:
+    """Yield what is ours among the devices *found* in *namespace* and on them; raise OSError."""
     devices = {index: links.device(namespace, link, found) for index, link in found.items()}
     bridges = {index: device for index, device in devices.items() if isinstance(device, Bridge)}
     assigned = links.addresses(channel) if bridges else []
     for index, device in devices.items():
         if isinstance(device, Bridge) and links.cannot_resolve(index, assigned):
-            yield replace(device, mtu=links.WRONG_MTU)
+            yield replace(device, mtu=WRONG_MTU)
         elif device:
             yield device
     for address in assigned:

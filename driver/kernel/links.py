@@ -11,41 +11,36 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
 
 from driver.kernel.wire import Channel, Refused, Request, attribute, attributes
-from driver.objects import ALIAS_PREFIX, Bridge, Port, Vxlan
+from driver.objects import ALIAS_PREFIX, WRONG_MTU, Bridge, Port, Vxlan
 from driver.values import Address, Interface, Mac, Vni
 
 Device = Bridge | Vxlan | Port
 
-WRONG_MTU = -1
-"""Stands for "some setting that our objects do not name is not as we make it".
-
-No wish has it, so a device that bears it is set again, whatever was changed by hand.
-"""
 SOURCE_PORTS = (49152, 65535)
 """UDP source ports of VXLAN: the dynamic range (RFC 7348 section 5)."""
 
 _NEWLINK, _DELLINK, _GETLINK, _GETADDR = 16, 17, 18, 22
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
-_IFNAME, _MTU, _MASTER, _ADDRESS, _IFALIAS, _LINKINFO, _AF_SPEC, _GROUP, _EXT_MASK = (
-    3,
-    4,
-    10,
-    1,
-    20,
-    18,
-    26,
-    27,
-    29,
-)
+_ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 12, 18, 20
+_AF_SPEC, _GROUP, _EXT_MASK = 26, 27, 29
 _SKIP_STATS = struct.pack("=I", 1 << 3)
 _DOOMED = struct.pack("=I", 0x70796F76)
-_INFO_KIND, _INFO_DATA = 1, 2
+_INFO_KIND, _INFO_DATA, _INFO_PORT = 1, 2, 5
 _IFF_UP, IFF_LOOPBACK = 0x1, 0x8
+_AF_BRIDGE = 7
 _BR_STP, _BR_SNOOPING = 5, 23
+#: Of a bridge's settings the others do not matter, and its timers never stand still.
+_BR_ZERO = (_BR_STP, _BR_SNOOPING)
+#: Settings of a bridge's port that a new one has as one: learning; flooding of unknown addresses,
+#: of multicast and of broadcast. And as zero: hairpin, BPDU guard, root block, fast leave, proxy
+#: ARP (two), multicast to unicast, VLAN tunnel, group mask, neighbour suppression, isolation, lock, MAB.
+_PORT_ONE = (8, 9, 27, 30)
+_PORT_ZERO = (4, 5, 6, 7, 10, 11, 28, 29, 31, 32, 33, 39, 40)
 _VX_ID, _VX_LOCAL, _VX_PORTS, _VX_PORT, _VX_LOCAL6 = 1, 4, 10, 15, 17
 _VX_LEARNING, _VX_PROXY = 7, 11
 #: Settings that ours have as zero. Group, device, TTL, TOS, limit; RSC, L2MISS, L3MISS, group6; UDP
@@ -73,6 +68,8 @@ class Link:
     """The attributes of its kind."""
     forwarding: bool
     """IPv4 and, where the kernel has it, IPv6."""
+    plain: bool
+    """As a port of a bridge: with the settings that a new one has."""
 
     @property
     def ours(self) -> bool:
@@ -114,7 +111,7 @@ class Assigned:
 def links(channel: Channel) -> dict[int, Link]:
     """Return all devices of a namespace by index; raise OSError."""
     body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
-    found = map(_link, channel.dump(_GETLINK, body))
+    found = map(parse, channel.dump(_GETLINK, body))
     return {link.index: link for link in found}
 
 
@@ -122,7 +119,7 @@ def link(channel: Channel, name: str) -> Link | None:
     """Return the device *name*, or None; raise OSError."""
     body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
     answer = channel.ask(_GETLINK, body + attribute(_IFNAME, name.encode() + b"\0"))
-    return _link(answer) if answer else None
+    return parse(answer) if answer else None
 
 
 def signature(name: str, alias: str) -> Request:
@@ -156,10 +153,11 @@ def device(namespace: str, found: Link, masters: Mapping[int, Link]) -> Device |
             mtu = found.mtu if _bridge_is_sound(found) else WRONG_MTU
             return Bridge(namespace, name, found.mac, mtu, alias)
         case "vxlan":
-            mtu = found.mtu if found.up and tunnel_is_sound(found) and not learns(found) else WRONG_MTU
+            sound = found.up and found.plain and tunnel_is_sound(found) and not learns(found)
+            mtu = found.mtu if sound else WRONG_MTU
             return Vxlan(namespace, name, found.vni, found.udp_port, found.local, master, mtu, alias)
         case "veth":
-            return Port(namespace, name, master, found.mtu if found.up else WRONG_MTU, alias)
+            return Port(namespace, name, master, found.mtu if found.up and found.plain else WRONG_MTU, alias)
         case _:
             return None
 
@@ -207,27 +205,64 @@ def link_local(mac: Mac) -> IPv6Interface:
     return IPv6Interface((b"\xfe\x80" + bytes(6) + suffix, 64))
 
 
-def _bridge_is_sound(found: Link) -> bool:
-    filters = _number(found.data, _BR_SNOOPING) or _number(found.data, _BR_STP)
-    return found.up and found.forwarding and not filters and not found.master
+def index_of(data: bytes) -> int:
+    """Return which device a link message is about."""
+    _, _, index, _, _ = _IFINFO.unpack_from(data)
+    return int(index)
 
 
-def _link(data: bytes) -> Link:
+def address_index(data: bytes) -> int:
+    """Return which device an address message is about."""
+    return int(_IFADDR.unpack_from(data)[4])
+
+
+def netconf_index(data: bytes) -> int:
+    """Return which device's settings a message is about; below zero: those of all, or of new ones."""
+    return int.from_bytes(attributes(data, 4).get(1, b""), sys.byteorder, signed=True)
+
+
+def is_bridge_ports(data: bytes) -> bool:
+    """Tell whether a link message is a bridge's, about a port of it."""
+    return data[0] == _AF_BRIDGE
+
+
+def port_is_sound(data: bytes) -> bool:
+    """Tell whether the port that a bridge's message is about has the settings of a new one."""
+    return _is_plain(attributes(data, _IFINFO.size).get(_PROTINFO, b""))
+
+
+def parse(data: bytes) -> Link:
+    """Decode a link message."""
     _, _, index, flags, _ = _IFINFO.unpack_from(data)
     values = attributes(data, _IFINFO.size)
     info = attributes(values.get(_LINKINFO, b""))
+    kind = _text(info.get(_INFO_KIND, b""))
+    settings = attributes(info.get(_INFO_DATA, b""))
     return Link(
         index,
         _text(values.get(_IFNAME, b"")),
-        _text(info.get(_INFO_KIND, b"")),
-        flags,
+        kind,
+        flags & (_IFF_UP | IFF_LOOPBACK),
         _number(values, _MTU),
         _number(values, _MASTER),
         Mac(values.get(_ADDRESS, b"").hex(":")),
         _text(values.get(_IFALIAS, b"")),
-        attributes(info.get(_INFO_DATA, b"")),
+        {k: v for k, v in settings.items() if k in _BR_ZERO} if kind == "bridge" else settings,
         _forwards(attributes(values.get(_AF_SPEC, b""))),
+        _is_plain(info.get(_INFO_PORT, b"")),
     )
+
+
+@lru_cache(maxsize=1024)
+def _is_plain(port: bytes) -> bool:
+    found = attributes(port)
+    on = all(_number(found, kind) for kind in _PORT_ONE if kind in found)
+    return on and not any(_number(found, kind) for kind in _PORT_ZERO)
+
+
+def _bridge_is_sound(found: Link) -> bool:
+    filters = any(_number(found.data, kind) for kind in _BR_ZERO)
+    return found.up and found.forwarding and not filters and not found.master
 
 
 def _forwards(families: Mapping[int, bytes]) -> bool:

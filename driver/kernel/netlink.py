@@ -1,7 +1,7 @@
-"""The real kernel: namespaces, bridges, VXLAN devices, veth pairs, rows. The only importer of pyroute2.
+"""The real kernel: namespaces, bridges, VXLAN devices, veth pairs, rows.
 
-pyroute2 spells the messages that are few and intricate (links, addresses); wire.py carries them,
-and struct does those that are many (rows.py) or read all the time (links.py).
+pyroute2 spells the messages that are few and intricate (messages.py); wire.py carries them, and
+struct does those that are many (rows.py), read all the time (links.py) or come unasked (events.py).
 
 VXLAN devices are made through the *host's* socket right into the namespace: their outer packets
 leave from where they were made, and no passing name is ever seen on the host.
@@ -12,22 +12,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import struct
-from collections.abc import Collection, Mapping, Sequence
+import select
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from driver.errors import KernelError
-from driver.kernel import links, netns, rows, underlay
+from driver.kernel import HOST, links, messages, netns, rows, underlay
 from driver.kernel.contents import contents
+from driver.kernel.events import HostListener, Listener
 from driver.kernel.links import Link
 from driver.kernel.refusal import absent, failed, failures_of, foreign, refusal, subject, vni_taken
 from driver.kernel.spaces import Spaces
-from driver.kernel.wire import CREATE, EXCL, REPLACE, Channel, Refused, Request, attribute
+from driver.kernel.wire import CREATE, EXCL, REPLACE, Channel, Refused, Request
 from driver.model import Underlay
 from driver.objects import (
     Bridge,
@@ -45,11 +43,6 @@ from driver.plan import Delete, Op, Set
 from driver.values import Address, Interface, Prefix
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
-_UP, _NODAD, _LINK = 0x1, 0x02, 253
-_AF_SPEC, _INET, _INET_CONF, _INET_FORWARDING = 26, 2, 1, 1
-_MTU_OF_NOBODY = 65535
-
-_Attributes = list[tuple[str, Any]]
 
 
 class NetlinkKernel:
@@ -61,12 +54,17 @@ class NetlinkKernel:
 
     def __init__(self, netns_dir: Path = Path("/run/netns")) -> None:
         self._host = Channel.here()
+        self._host_listener = HostListener.here()
         self._host_namespace = netns.current()
         self._spaces = Spaces(netns_dir)
+        # Polled, not read: it tells when anything is mounted or unmounted (proc_pid_mountinfo(5)).
+        self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
 
     def close(self) -> None:
         """Give back sockets and descriptors; the kernel objects stay."""
         self._spaces.close()
+        self._mounts.close()
+        self._host_listener.close()
         self._host.close()
         with contextlib.suppress(OSError):
             os.close(self._host_namespace)
@@ -79,15 +77,13 @@ class NetlinkKernel:
         """Everything of ours in *namespace*, itself included; empty when it does not exist.
 
         What others made in it is left out. A device of ours with a setting changed by hand that
-        our objects do not name has links.WRONG_MTU. Raises KernelError.
+        our objects do not name has WRONG_MTU. Raises KernelError.
         """
         wanted = Namespace(namespace)
         try:
-            channel = self._spaces.channel(namespace)
-            found: list[KernelObject] = [wanted, *contents(channel, namespace)] if channel else []
+            return {obj.key: obj for obj in self._read(wanted)}
         except OSError as failure:
             raise refusal(wanted, failure, "read") from failure
-        return {obj.key: obj for obj in found}
 
     def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
         """Carry out *ops* in order; one failure never stops the others. See the Protocol.
@@ -108,7 +104,9 @@ class NetlinkKernel:
 
     def underlay(self, vtep: Address | None) -> Underlay | None:
         """The device that has *vtep* (or the default route, for None); None when there is none."""
-        return underlay.underlay(self._host, vtep)
+        found = underlay.device(self._host, vtep)
+        self._host_listener.expect(found)
+        return Underlay(found.name, found.mtu) if found else None
 
     def default_source(self) -> Address | None:
         """The host's address towards the default route; None when it has no such route."""
@@ -117,6 +115,37 @@ class NetlinkKernel:
     def routes(self) -> Collection[Prefix]:
         """Prefixes that the host itself has routes to, without default routes."""
         return underlay.routes(self._host)
+
+    def wait(self, timeout: float, wake: int) -> Collection[str]:
+        """Wait for news of what was read. See the Protocol."""
+        deadline = time.monotonic() + timeout
+        while True:
+            ready = self._poll(wake, max(0.0, deadline - time.monotonic()))
+            changed = {n for n, space in self._spaces.open.items() if _has_news(space.listener, ready)}
+            if _has_news(self._host_listener, ready):
+                changed.add(HOST)
+            if self._mounts.fileno() in ready:
+                changed |= self._spaces.moved()
+            if changed or wake in ready or not ready:
+                return changed
+
+    def _poll(self, wake: int, timeout: float) -> set[int]:
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        poll.register(self._mounts, select.POLLPRI)
+        for listener in (self._host_listener, *(space.listener for space in self._spaces.open.values())):
+            poll.register(listener, select.POLLIN)
+        return {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
+
+    def _read(self, wanted: Namespace) -> Iterator[KernelObject]:
+        space = self._spaces.space(wanted.name)
+        if space is None:
+            return
+        space.listener.forget()
+        found = links.links(space.channel)
+        space.listener.expect(found)
+        yield Namespace(wanted.name, self._spaces.is_pinned(wanted.name))
+        yield from contents(space.channel, wanted.name, found)
 
     def _channel_for(self, obj: KernelObject, namespace: str) -> Channel:
         channel = self._spaces.channel(namespace)
@@ -179,10 +208,9 @@ class NetlinkKernel:
         channel = self._channel_for(want, want.namespace)
         have = _same_kind(channel, want, "bridge")
         if have is None:
-            channel.do(Request(_NEWLINK, CREATE | EXCL, _new_bridge(want)))
+            channel.do(Request(_NEWLINK, CREATE | EXCL, messages.new_bridge(want)))
             have = _existing(channel, want, want.name)
-        configured = _link(have.index, _UP, _bridge_settings(want)) + _forwarding()
-        channel.do(Request(_NEWLINK, 0, configured))
+        channel.do(Request(_NEWLINK, 0, messages.bridge(have.index, want)))
         made = _existing(channel, want, want.name)
         if not made.forwarding:  # what is missing is IPv6's, which no netlink message can switch on
             self._spaces.make(want.namespace)
@@ -194,19 +222,19 @@ class NetlinkKernel:
         bridge = _existing(channel, want, want.bridge)
         have = _same_kind(channel, want, "vxlan")
         if have and not _convertible(have, want):
-            channel.do(Request(_DELLINK, 0, _link(have.index, None, [])))
+            channel.do(Request(_DELLINK, 0, messages.device(have.index)))
             have = None
         if have is None:
             self._create_vxlan(want)
             have = _existing(channel, want, want.name)
         elif have.local != want.local or links.learns(have):
-            channel.do(Request(_NEWLINK, 0, _link(have.index, None, [_linkinfo("vxlan", _movable(want))])))
-        _settle(channel, have.index, want, bridge.index)
+            channel.do(Request(_NEWLINK, 0, messages.moved(have.index, want)))
+        _settle(channel, have, want, bridge.index)
 
     def _create_vxlan(self, want: Vxlan) -> None:
         with self._spaces.pinned(want.namespace) as descriptor:
             try:
-                self._host.do(Request(_NEWLINK, CREATE | EXCL, _new_vxlan(want, descriptor)))
+                self._host.do(Request(_NEWLINK, CREATE | EXCL, messages.new_vxlan(want, descriptor)))
             except OSError as failure:
                 if failure.errno == errno.EEXIST:  # the name is free: that was seen before
                     raise vni_taken(want, self._holder(want)) from failure
@@ -227,7 +255,7 @@ class NetlinkKernel:
         have = _same_kind(channel, want, "veth")
         if have and not have.ours and want.create:
             # Nobody knows where its other end is, which goes with it.
-            channel.do(Request(_DELLINK, 0, _link(have.index, None, [])))
+            channel.do(Request(_DELLINK, 0, messages.device(have.index)))
             have = None
         if have is None:
             if not want.create:
@@ -237,15 +265,15 @@ class NetlinkKernel:
         peer = links.link(self._host, want.peer)
         if peer and peer.kind == "veth" and not peer.alias:
             self._host.do(links.signature(want.peer, want.alias))
-        _settle(channel, have.index, want, bridge.index)
+        _settle(channel, have, want, bridge.index)
 
     def _create_pair(self, channel: Channel, want: Port) -> None:
         stale = links.link(self._host, want.peer)
         if stale and not stale.ours:
             raise foreign(want, stale.name, stale.kind, "the host")
         if stale:
-            self._host.do(Request(_DELLINK, 0, _link(stale.index, None, [])))
-        pair = Request(_NEWLINK, CREATE | EXCL, _new_pair(want, self._host_namespace))
+            self._host.do(Request(_DELLINK, 0, messages.device(stale.index)))
+        pair = Request(_NEWLINK, CREATE | EXCL, messages.new_pair(want, self._host_namespace))
         # In one system call: who is killed leaves no pair behind that nobody knows for ours.
         channel.do(pair, links.signature(want.name, want.alias))
 
@@ -253,7 +281,11 @@ class NetlinkKernel:
         channel = self._spaces.channel(have.namespace)
         bridge = links.link(channel, have.device) if channel else None
         if channel and bridge:
-            channel.do(Request(_DELADDR, 0, _address(bridge.index, have.interface)))
+            channel.do(Request(_DELADDR, 0, messages.address(bridge.index, have.interface)))
+
+
+def _has_news(listener: Listener, ready: Collection[int]) -> bool:
+    return listener.fileno() in ready and listener.heard()
 
 
 def _batch(op: Op) -> tuple[str, str, str]:
@@ -284,117 +316,26 @@ def _same_kind(channel: Channel, want: Bridge | Vxlan | Port, kind: str) -> Link
         return have
     if not have.ours:
         raise foreign(want, have.name, have.kind, want.namespace)
-    channel.do(Request(_DELLINK, 0, _link(have.index, None, [])))
+    channel.do(Request(_DELLINK, 0, messages.device(have.index)))
     return None
 
 
 def _convertible(have: Link, want: Vxlan) -> bool:
     """Tell whether *have* can become *want* without being made anew."""
     same = (have.vni, have.udp_port) == (want.vni, want.port) and links.tunnel_is_sound(have)
-    return same and _version(have.local) == _version(want.local)
+    return same and messages.version(have.local) == messages.version(want.local)
 
 
-def _version(local: Address | None) -> int:
-    return local.version if local else 4
-
-
-def _settle(channel: Channel, index: int, want: Vxlan | Port, bridge: int) -> None:
+def _settle(channel: Channel, have: Link, want: Vxlan | Port, bridge: int) -> None:
+    if not have.plain:
+        channel.do(Request(_NEWLINK, 0, messages.released(have.index)))
     # In two steps: the kernel raises a device before it looks at what else a message holds.
-    plain = [("IFLA_MTU", want.mtu), ("IFLA_IFALIAS", want.alias), ("IFLA_MASTER", bridge)]
-    channel.do(Request(_NEWLINK, 0, _link(index, None, plain)), Request(_NEWLINK, 0, _link(index, _UP, [])))
-
-
-def _link(index: int, flags: int | None, values: _Attributes) -> bytes:
-    message = ifinfmsg()
-    message["index"] = index
-    if flags is not None:
-        message["flags"], message["change"] = flags, _UP
-    message["attrs"] = values
-    return _body(message)
-
-
-def _body(message: Any) -> bytes:
-    message.encode()
-    return bytes(message.data[16:])  # without the header, which wire.py adds
-
-
-def _linkinfo(kind: str, values: _Attributes) -> tuple[str, Any]:
-    data = ("IFLA_INFO_DATA", {"attrs": values})
-    return ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), data]})
-
-
-def _bridge_settings(want: Bridge) -> _Attributes:
-    return [
-        ("IFLA_ADDRESS", want.mac),
-        ("IFLA_MTU", want.mtu),
-        ("IFLA_IFALIAS", want.alias),
-        ("IFLA_MASTER", 0),
-        _bridge_kind(),
-    ]
-
-
-def _bridge_kind(*more: tuple[str, int]) -> tuple[str, Any]:
-    # Without snooping a multicast frame goes to every port, the tunnel included.
-    return _linkinfo("bridge", [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0), *more])
-
-
-def _new_bridge(want: Bridge) -> bytes:
-    # A bridge follows the smallest MTU of its ports until its own was changed once.
-    settings = [("IFLA_IFNAME", want.name), ("IFLA_ADDRESS", want.mac), ("IFLA_MTU", _MTU_OF_NOBODY)]
-    return _link(0, None, [*settings, _bridge_kind(("IFLA_BR_FORWARD_DELAY", 0))])
-
-
-def _forwarding() -> bytes:
-    # By hand: pyroute2 takes IFLA_INET_CONF for a structure, and would send one.
-    on = attribute(_INET_FORWARDING, struct.pack("=I", 1))
-    return attribute(_AF_SPEC, attribute(_INET, attribute(_INET_CONF, on)))
-
-
-def _new_vxlan(want: Vxlan, namespace: int) -> bytes:
-    first, last = links.SOURCE_PORTS
-    kind = _linkinfo(
-        "vxlan",
-        [
-            ("IFLA_VXLAN_ID", want.vni),
-            ("IFLA_VXLAN_PORT", want.port),
-            ("IFLA_VXLAN_PORT_RANGE", {"low": first, "high": last}),
-            ("IFLA_VXLAN_PROXY", 1),
-            # Zero over IPv4 (RFC 7348 section 5). Over IPv6 the checksum stays real, as RFC 6935 has
-            # it, and the receiving flags stay those of Docker's overlay, to share one UDP port with it.
-            ("IFLA_VXLAN_UDP_CSUM", 0),
-            *_movable(want),
-        ],
+    channel.do(
+        Request(_NEWLINK, 0, messages.plugged(have.index, want, bridge)),
+        Request(_NEWLINK, 0, messages.raised(have.index)),
     )
-    return _link(0, None, [("IFLA_IFNAME", want.name), ("IFLA_NET_NS_FD", namespace), kind])
-
-
-def _movable(want: Vxlan) -> _Attributes:
-    local = "IFLA_VXLAN_LOCAL6" if _version(want.local) == 6 else "IFLA_VXLAN_LOCAL"
-    return [("IFLA_VXLAN_LEARNING", 0), (local, str(want.local or "0.0.0.0"))]  # noqa: S104
-
-
-def _new_pair(want: Port, host: int) -> bytes:
-    peer: _Attributes = [
-        ("IFLA_IFNAME", want.peer),
-        ("IFLA_ADDRESS", want.peer_mac),
-        ("IFLA_MTU", want.mtu),
-        ("IFLA_NET_NS_FD", host),
-    ]
-    kind = _linkinfo("veth", [("VETH_INFO_PEER", {"attrs": peer})])
-    return _link(0, None, [("IFLA_IFNAME", want.name), ("IFLA_MTU", want.mtu), kind])
 
 
 def _add_address(channel: Channel, device: Link, interface: Interface) -> None:
     added = [interface, links.link_local(device.mac)] if interface.version == 6 else [interface]
-    channel.do(*(Request(_NEWADDR, CREATE | REPLACE, _address(device.index, one)) for one in added))
-
-
-def _address(index: int, interface: Interface) -> bytes:
-    message = ifaddrmsg()
-    message["family"] = 2 if interface.version == 4 else 10
-    message["prefixlen"] = interface.network.prefixlen
-    message["flags"] = 0 if interface.version == 4 else _NODAD
-    message["scope"] = _LINK if interface.is_link_local else 0
-    message["index"] = index
-    message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
-    return _body(message)
+    channel.do(*(Request(_NEWADDR, CREATE | REPLACE, messages.address(device.index, one)) for one in added))

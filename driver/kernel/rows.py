@@ -36,7 +36,7 @@ def encode(op: Set | Delete, device: int) -> Request:
             return Request(_NEWNEIGH, CREATE | REPLACE, body)
         case Delete(FdbEntry() as row):
             # Without a destination the kernel drops the whole row, whatever a hand made of it.
-            vtep = row.vtep if row.mac == FLOOD_MAC else None
+            vtep = row.vtep if row.mac == FLOOD_MAC and not row.vtep.is_unspecified else None
             return Request(_DELNEIGH, 0, _body(_AF_BRIDGE, _SELF, device, row.mac, vtep))
         case Delete(Neighbour() as row):
             return Request(_DELNEIGH, 0, _body(_family(row.address), 0, device, None, row.address))
@@ -65,11 +65,10 @@ def _fdb(messages: Iterable[bytes], namespace: str, index: int, name: str) -> It
         row = attributes(data, _NDMSG.size)
         if _DST in row and _LLADDR in row:
             mac = Mac(row[_LLADDR].hex(":"))
-            if not any(override in row for override in _OVERRIDES):
-                yield FdbEntry(namespace, name, mac, _address(row[_DST]))
-            elif mac != FLOOD_MAC:
-                # Made by hand with a port or VNI of its own: unlike any wish, so it is replaced.
-                yield FdbEntry(namespace, name, mac, IPv4Address(0))
+            # Made by hand with a port or VNI of its own: unlike any wish, so it is replaced, or all
+            # replication rows are dropped, to be made anew by the next pass.
+            spoilt = any(override in row for override in _OVERRIDES)
+            yield FdbEntry(namespace, name, mac, IPv4Address(0) if spoilt else _address(row[_DST]))
 
 
 def _neighbours(messages: Iterable[bytes], namespace: str, vxlans: Mapping[int, str]) -> Iterator[Neighbour]:

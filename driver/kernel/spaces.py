@@ -1,4 +1,4 @@
-"""The pinned namespaces of this host, each with a socket that stays open."""
+"""The pinned namespaces of this host, each with two sockets that stay open: to ask, and to listen."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from driver.kernel import netns
+from driver.kernel.events import SpaceListener
 from driver.kernel.wire import Channel
 from driver.objects import NAMESPACE_PREFIX
 
 
-class _Space(NamedTuple):
+class Space(NamedTuple):
+    """A namespace that is open."""
+
     identity: tuple[int, int]
     channel: Channel
+    listener: SpaceListener
 
 
 class Spaces:
@@ -23,7 +27,7 @@ class Spaces:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._open: dict[str, _Space] = {}
+        self.open: dict[str, Space] = {}
 
     def names(self) -> list[str]:
         """List what is pinned and ours, or open.
@@ -33,28 +37,38 @@ class Spaces:
         found: list[str] = []
         with contextlib.suppress(FileNotFoundError):
             found = [n for n in os.listdir(self._directory) if n.startswith(NAMESPACE_PREFIX)]
-        return sorted({*self._open, *found})
+        return sorted({*self.open, *found})
 
     def channel(self, name: str) -> Channel | None:
-        """Return the socket into namespace *name*, None when there is none; raise OSError.
+        """Return the socket into namespace *name*, None when there is none; raise OSError."""
+        space = self.space(name)
+        return space.channel if space else None
 
-        When somebody removed the pin ("ip netns delete"), the namespace and its containers live
-        on with our socket, and it is pinned again. When the pin is another namespace now, that
-        one counts: the socket still works, but where nobody looks.
+    def space(self, name: str) -> Space | None:
+        """Return namespace *name*, None when there is none; raise OSError.
+
+        When somebody removed the pin, the namespace lives on with our sockets. When the pin is
+        another namespace now, that one counts: the sockets still work, but where nobody looks.
         """
-        space = self._open.get(name)
+        space = self.open.get(name)
         identity = netns.identity(self._directory / name)
-        if space and identity is None:
-            identity = self._pin_again(name, space)
-        if space and space.identity == identity:
-            return space.channel
+        if space and identity in (None, space.identity):
+            return space
         self._forget(name)
         if identity is None:
             return None
         with self.pinned(name) as descriptor:
-            channel = netns.inside(descriptor, Channel.here)
-        self._open[name] = _Space(identity, channel)
-        return channel
+            channel, listener = netns.inside(descriptor, lambda: (Channel.here(), SpaceListener.here()))
+        self.open[name] = Space(identity, channel, listener)
+        return self.open[name]
+
+    def is_pinned(self, name: str) -> bool:
+        """Tell whether others can find namespace *name*."""
+        return netns.is_pin(self._directory / name)
+
+    def moved(self) -> set[str]:
+        """Return the open namespaces whose pin is gone, or is another namespace by now."""
+        return {n for n, space in self.open.items() if netns.identity(self._directory / n) != space.identity}
 
     @contextlib.contextmanager
     def pinned(self, name: str) -> Iterator[int]:
@@ -66,13 +80,14 @@ class Spaces:
             os.close(descriptor)
 
     def make(self, name: str) -> None:
-        """Create namespace *name*, or bring the settings of an existing one back; raise OSError."""
+        """Create namespace *name*, or bring pin and settings of an existing one back; raise OSError."""
         path = self._directory / name
         if netns.is_pin(path):
             with self.pinned(name) as descriptor:
                 netns.prepare(descriptor)
             return
-        descriptor = netns.create()
+        space = self.open.get(name)
+        descriptor = space.channel.namespace() if space else netns.create()
         try:
             netns.pin(descriptor, path)
         finally:
@@ -85,18 +100,11 @@ class Spaces:
 
     def close(self) -> None:
         """Give back the sockets."""
-        for name in list(self._open):
+        for name in list(self.open):
             self._forget(name)
 
-    def _pin_again(self, name: str, space: _Space) -> tuple[int, int] | None:
-        descriptor = space.channel.namespace()
-        try:
-            netns.pin(descriptor, self._directory / name)
-        finally:
-            os.close(descriptor)
-        return netns.identity(self._directory / name)
-
     def _forget(self, name: str) -> None:
-        space = self._open.pop(name, None)
+        space = self.open.pop(name, None)
         if space:
             space.channel.close()
+            space.listener.close()

@@ -13,7 +13,6 @@ from driver.errors import KernelError
 from driver.kernel import links
 from driver.kernel.links import IFF_LOOPBACK, Link
 from driver.kernel.wire import Channel, attribute, attributes
-from driver.model import Underlay
 from driver.values import Address, Prefix
 
 _GETROUTE = 26
@@ -42,7 +41,7 @@ class _Route:
     priority: int
 
 
-def underlay(host: Channel, vtep: Address | None) -> Underlay | None:
+def device(host: Channel, vtep: Address | None) -> Link | None:
     """Return the device that has *vtep*, or the default route; None when there is none.
 
     An address on the loopback device says nothing of the way: then the default route's device
@@ -56,7 +55,7 @@ def underlay(host: Channel, vtep: Address | None) -> Underlay | None:
             found = devices.get(route.device, found) if route else found
     except OSError as failure:
         raise _unreadable(failure) from failure
-    return Underlay(found.name, found.mtu) if found else None
+    return found
 
 
 def default_source(host: Channel) -> Address | None:

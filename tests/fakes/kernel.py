@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from driver.errors import KernelError
+from driver.kernel import HOST
 from driver.model import Underlay
 from driver.objects import (
     FLOOD_MAC,
@@ -40,8 +42,8 @@ MTUS = range(68, 65536)
 class FakeKernel:
     """The Kernel protocol on a dict.
 
-    Tests may look at and change everything: *objects* is what is there (change it to play the
-    careless hand), *host_devices* what the host's own namespace holds (a container end, by
+    Tests may look at everything: *objects* is what is there (lose and spoil play the careless
+    hand), *host_devices* what the host's own namespace holds (a container end, by
     name, until the engine takes it), *busy* the VNIs that strangers have, *applied* the
     operations so far.
     """
@@ -53,11 +55,14 @@ class FakeKernel:
         self.busy: set[tuple[Vni, int]] = set()
         self.applied: list[Op] = []
         self.underlays: dict[Address | None, Underlay] = {}
+        """Use move_underlay for a change that the driver is to hear of."""
         self.source: Address | None = None
         self.host_routes: frozenset[Prefix] = frozenset()
         self.closed = False
         self._failures: list[tuple[Kind, int]] = []
         self._read_failures: list[int] = []
+        self._news: set[str] = set()
+        self._wake: int | None = None
 
     # What the driver sees.
 
@@ -68,6 +73,7 @@ class FakeKernel:
         if self._read_failures:
             number = self._read_failures.pop(0)
             raise KernelError(f"cannot read {namespace}: {os.strerror(number)}", number)
+        self._news.discard(namespace)
         return {key: obj for key, obj in self.objects.items() if key[1] == namespace}
 
     def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
@@ -87,6 +93,14 @@ class FakeKernel:
 
     def underlay(self, vtep: Address | None) -> Underlay | None:
         return self.underlays.get(vtep)
+
+    def wait(self, timeout: float, wake: int) -> Collection[str]:
+        self._wake = wake
+        if not self._news:
+            select.select([wake], [], [], timeout)
+        self._wake = None
+        told, self._news = self._news, set()
+        return told
 
     def default_source(self) -> Address | None:
         return self.source
@@ -115,6 +129,20 @@ class FakeKernel:
     def lose(self, key: Key) -> None:
         """Remove an object, and what goes with it, behind the driver's back."""
         self._delete(key)
+        self._tell(key[1])
+
+    def spoil(self, obj: KernelObject) -> None:
+        """Add or change an object behind the driver's back."""
+        self.objects[obj.key] = obj
+        self._tell(obj.key[1])
+
+    def move_underlay(self, vtep: Address | None, underlay: Underlay | None) -> None:
+        """Change the device of an outer address, or take the address away."""
+        if underlay is None:
+            self.underlays.pop(vtep, None)
+        else:
+            self.underlays[vtep] = underlay
+        self._tell(HOST)
 
     def take(self, device: str) -> str:
         """Move a container end out of the host's namespace, as the engine does; return its alias."""
@@ -212,6 +240,11 @@ class FakeKernel:
                     self.objects[obj.key] = replace(obj, bridge="")
         for child in [obj.key for obj in self.objects.values() if parent(obj) == key]:
             self._delete(child)
+
+    def _tell(self, namespace: str) -> None:
+        self._news.add(namespace)
+        if self._wake is not None:
+            os.eventfd_write(self._wake, 1)
 
     def _fail_if_asked(self, obj: KernelObject) -> None:
         for number, (kind, reason) in enumerate(self._failures):

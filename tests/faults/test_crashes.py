@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.harness import etcd_binary
+from tests.lab import etcd_binary
 
 ROOT = Path(__file__).parents[2]
 ETCD = etcd_binary()

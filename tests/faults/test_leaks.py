@@ -14,9 +14,10 @@ from driver.disk import FileDisk
 from driver.model import Host
 from driver.state import State
 from driver.values import NodeId
-from tests.control.harness import EtcdMember, etcd_binary, running, start_members
+from tests.control.harness import EtcdMember, running, start_members
 from tests.faults.program import VTEP, Program, RealGround
 from tests.faults.story import GIVE_BACK, NETWORK, TAKE, attach, create, detach, remove
+from tests.lab import etcd_binary
 
 CYCLES = int(os.environ.get("PYOVERLAY_CYCLES", "120"))
 WARM_UP = 20

@@ -356,7 +356,7 @@ def test_an_interrupted_dump_is_read_again(host: Host, space: Space) -> None:
 def test_a_namespace_that_cannot_be_read_says_which(host: Host, space: Space) -> None:
     host.kernel.read(NS)
     spaces = host.kernel._spaces
-    spaces._open[NS].channel._socket.close()
+    spaces.open[NS].channel._socket.close()
     with pytest.raises(KernelError, match=f"cannot read network namespace {NS}"):
         host.kernel.read(NS)
 

@@ -117,7 +117,9 @@ def test_ip_netns_works_with_our_namespaces() -> None:
             shown = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, check=True).stdout
             kernel.read(NS)
             subprocess.run(["ip", "netns", "delete", NS], check=True)
-            assert list(kernel.read(NS)), "it is wanted, so it was pinned again"
+            key = Namespace(NS).key
+            assert kernel.read(NS) == {key: Namespace(NS, pinned=False)}
+            assert kernel.apply([Set(Namespace(NS))]) == {}
             assert netns.is_pin(Path("/run/netns") / NS)
         finally:
             kernel.apply([Delete(Namespace(NS))])

@@ -93,7 +93,7 @@ def test_a_network_that_the_engine_speaks_of_again_keeps_its_vni(node: Node) -> 
     node.create({"vni": "70001"})
     again(node)
     create_endpoint(node, EP)
-    assert NetworkId(NET) not in node.store.state.recalled
+    assert NetworkId(NET) not in node.store.state.doubtful
     with pytest.raises(Conflict, match="70001 is used"):
         node.create({"vni": "70001"}, OTHER)
 

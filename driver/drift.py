@@ -1,0 +1,101 @@
+"""What was changed behind our back, in a few words for a log line, and by kind. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from driver.objects import (
+    FLOOD_MAC,
+    WRONG_MTU,
+    Bridge,
+    BridgeAddress,
+    FdbEntry,
+    KernelObject,
+    Key,
+    Kind,
+    Namespace,
+    Neighbour,
+    Port,
+    Vxlan,
+    parent,
+)
+from driver.plan import Delete, Op, Set
+
+_TOLD = 5
+"""Findings that a sentence names; the others are only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One object that was not as it had been made."""
+
+    kind: Kind
+    text: str
+
+
+def findings(ops: Sequence[Op]) -> list[Finding]:
+    """Return the causes of *ops*, which would mend the kernel; what went with its parent is none."""
+    gone = {op.want.key for op in ops if isinstance(op, Set) and op.have is None}
+    return [Finding(_subject(op).key[0], _text(op)) for op in ops if not _follows(op, gone)]
+
+
+def sentence(found: Sequence[Finding]) -> str:
+    """Name the first few findings and count the rest."""
+    told = "; ".join(finding.text for finding in found[:_TOLD])
+    return told if len(found) <= _TOLD else f"{told}; and {len(found) - _TOLD} more"
+
+
+def _follows(op: Op, gone: set[Key]) -> bool:
+    if isinstance(op, Delete):
+        return False
+    if op.have is None:
+        return parent(op.want) in gone
+    unplugged = isinstance(op.have, Vxlan | Port) and not op.have.bridge
+    return unplugged and isinstance(op.want, Vxlan | Port) and _bridge_of(op.want) in gone
+
+
+def _bridge_of(port: Vxlan | Port) -> Key:
+    return (Kind.BRIDGE, port.namespace, port.bridge, "")
+
+
+def _subject(op: Op) -> KernelObject:
+    return op.want if isinstance(op, Set) else op.have
+
+
+def _text(op: Op) -> str:
+    match op:
+        case Delete(have):
+            return f"{_name(have)} was not ours"
+        case Set(Namespace(name), Namespace()):
+            return f"the pin of namespace {name} was gone"
+        case Set(want, None):
+            return f"{_name(want)} was gone"
+        case Set(want, have) if have is not None:
+            return f"{_name(want)}: {', '.join(_differences(want, have))}"
+    raise TypeError(f"not an operation: {op}")
+
+
+def _differences(want: KernelObject, have: KernelObject) -> Iterator[str]:
+    for one in fields(want):
+        was = getattr(have, one.name, None)
+        if one.compare and was != getattr(want, one.name):
+            yield (
+                "was down or had a foreign setting" if was == WRONG_MTU else f"{one.name} was {was or 'none'}"
+            )
+
+
+def _name(obj: KernelObject) -> str:
+    match obj:
+        case Namespace():
+            return f"namespace {obj.name}"
+        case Bridge() | Vxlan() | Port():
+            return obj.name
+        case BridgeAddress():
+            return f"address {obj.interface} of {obj.device}"
+        case FdbEntry() if obj.mac == FLOOD_MAC:
+            return f"replication to {obj.vtep} on {obj.device}"
+        case FdbEntry():
+            return f"FDB {obj.mac} on {obj.device}"
+        case Neighbour():
+            return f"neighbour {obj.address} on {obj.device}"

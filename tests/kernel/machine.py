@@ -1,0 +1,135 @@
+"""Machines for kernel tests: the whole driver on the real kernel, containers, a meter of packets."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from ipaddress import ip_address, ip_interface, ip_network
+
+from driver.control.memory import MemoryControlPlane, MemoryStore
+from driver.desired import container_name
+from driver.disk import MemoryDisk
+from driver.engine import Engine
+from driver.kernel import netns
+from driver.model import Host as HostState
+from driver.model import Subnet
+from driver.peering import Peering
+from driver.service import OverlayService
+from driver.state import State
+from driver.store import Store
+from driver.values import EndpointId, NodeId
+from tests.kernel.hosts import Host, Space
+
+
+class Machine:
+    """A host with the driver on it. *number* is the last octet of its VTEP address."""
+
+    def __init__(self, host: Host, number: int, cluster: MemoryStore) -> None:
+        self.host = host
+        self.vtep = ip_address(f"192.0.2.{number}")
+        self.store = Store(MemoryDisk(State(HostState(NodeId(f"node{number}"), self.vtep))))
+        self.engine = Engine(self.store, host.kernel, audit_interval=3600)
+        self.peering = Peering(self.store, MemoryControlPlane(self.store.state.host.id, cluster))
+        self.service = OverlayService(self.store, self.engine, self.peering, scope="global")
+        self.containers: list[Space] = []
+
+    def start(self) -> None:
+        self.engine.start()
+        self.peering.start()
+
+    def create(self, network: str, prefix: str, vni: int) -> None:
+        """Make a network whose gateway is the first address."""
+        parsed = ip_network(prefix)
+        self.service.create_network(network, {"vni": str(vni)}, [Subnet(parsed, parsed[1])], internal=False)
+
+    def attach(self, network: str, address: str) -> Space:
+        """Start a container, as the engine does."""
+        endpoint = endpoint_id(network, address)
+        self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/24")], None, {})
+        self.service.join(network, endpoint, "")
+        space = Space(netns.create())
+        self.containers.append(space)
+        self.host.run(f"ip link set {container_name(EndpointId(endpoint))} netns {space.path} name eth0")
+        space.run(f"ip address add {address}/24 dev eth0; ip link set eth0 up")
+        return space
+
+    def stop(self) -> None:
+        self.peering.stop(leave=False)
+        self.engine.stop()
+        for space in self.containers:
+            space.close()
+
+
+def endpoint_id(network: str, address: str) -> str:
+    """An id whose first characters tell endpoints apart, as the engine's do."""
+    return (ip_address(address).packed.hex() + network.encode().hex() + "0" * 64)[:64]
+
+
+def pair(hosts: list[Host], cluster: MemoryStore) -> list[Machine]:
+    """Two machines on one wire."""
+    a, b = hosts
+    a.run(f"ip link add u0 type veth peer name u0 netns {b.path}")
+    for number, host in enumerate(hosts, 1):
+        host.run(f"ip address add 192.0.2.{number}/24 dev u0 && ip link set u0 up")
+    machines = [Machine(host, number, cluster) for number, host in enumerate(hosts, 1)]
+    for machine in machines:
+        machine.start()
+    return machines
+
+
+class Meter:
+    """Sends an ICMP echo request every *pause* seconds and counts the answers that never came."""
+
+    def __init__(self, source: Space, target: str, pause: float = 0.005) -> None:
+        self._socket = source.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        self._target, self._pause = target, pause
+        self.sent: list[float] = []
+        self._answered: set[int] = set()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Meter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._socket.close()
+
+    @property
+    def lost(self) -> int:
+        """Requests without an answer; to be asked after the end."""
+        return len(self.sent) - len(self._answered)
+
+    @property
+    def outage(self) -> float:
+        """Seconds from the first request that was lost to the last."""
+        lost = [then for number, then in enumerate(self.sent) if number not in self._answered]
+        return lost[-1] - lost[0] if lost else 0.0
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._send(len(self.sent))
+            self._receive(self._pause)
+        self._receive(0.3)
+
+    def _send(self, number: int) -> None:
+        body = struct.pack("!HHI", 4242, number & 0xFFFF, number)
+        total = 0x0800 + sum(struct.unpack("!4H", body))
+        total = (total & 0xFFFF) + (total >> 16)
+        total = (total & 0xFFFF) + (total >> 16)
+        self.sent.append(time.monotonic())
+        with suppress(OSError):  # no route, no neighbour: lost
+            self._socket.sendto(struct.pack("!BBH", 8, 0, ~total & 0xFFFF) + body, (self._target, 0))
+
+    def _receive(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and select.select([self._socket], [], [], left)[0]:
+            answer = self._socket.recv(2048)[20:]
+            if answer[0] == 0 and answer[4:6] == struct.pack("!H", 4242):
+                self._answered.add(struct.unpack("!I", answer[8:12])[0])

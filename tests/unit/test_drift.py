@@ -1,0 +1,236 @@
+"""Drift, on the fake kernel: what is mended, told and counted, and who is withdrawn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from driver import engine
+from driver.control.memory import MemoryStore
+from driver.desired import namespace_name, port_name, publication
+from driver.drift import findings, sentence
+from driver.model import Underlay
+from driver.objects import FdbEntry, Kind, Namespace, Port, Vxlan
+from driver.plan import diff
+from driver.values import EndpointId, Mac, NetworkId
+from tests.kernel.samples import NS, PEER_MAC, network
+from tests.unit.test_service import EP, EP2, NET, Node, _soon
+
+PLACE = namespace_name(NetworkId(NET))
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    made = Node(1, MemoryStore())
+    made.create()
+    yield made
+    made.end()
+
+
+def vxlan(node: Node) -> Vxlan:
+    return next(o for o in node.have().values() if isinstance(o, Vxlan))
+
+
+def attach(node: Node, endpoint: str, address: str) -> None:
+    """Attach, and let the engine come to rest: from here on the wish is the same."""
+    node.attach(endpoint, address)
+    _, revision = node.store.snapshot()
+    node.engine.wait(NetworkId(NET), revision, 5)
+
+
+def port(node: Node, endpoint: str) -> Port:
+    name = port_name(EndpointId(endpoint))
+    return next(o for o in node.have().values() if isinstance(o, Port) and o.name == name)
+
+
+def test_what_was_changed_is_right_again_told_and_counted(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    attach(node, EP, "10.62.0.4")
+    right = vxlan(node)
+    node.kernel.spoil(replace(right, mtu=1400))
+    assert _soon(lambda: vxlan(node) == right, 2)
+    assert _soon(lambda: node.engine.repairs == {Kind.VXLAN: 1})
+    assert _soon(lambda: f"network {NET}: repaired: {right.name}: mtu was 1400" in caplog.text)
+
+
+def test_a_whole_namespace_is_right_again_but_for_its_containers(node: Node) -> None:
+    attach(node, EP, "10.62.0.4")
+    before = node.have()
+    lost = port(node, EP)
+    node.kernel.lose(Namespace(PLACE).key)
+    assert _soon(lambda: node.have().keys() == before.keys() - {lost.key}, 2)
+    assert _soon(lambda: node.engine.repairs == {Kind.NAMESPACE: 1})
+
+
+def test_what_the_wish_changes_is_no_drift(node: Node) -> None:
+    attach(node, EP, "10.62.0.4")
+    attach(node, EP2, "10.62.0.5")
+    node.detach(EP2)
+    node.kernel.move_underlay(ip_address("192.0.2.1"), Underlay("eth0", 1400))
+    assert _soon(lambda: vxlan(node).mtu == 1350)
+    assert node.engine.repairs == {}
+
+
+def test_a_fight_is_held_at_one_round_a_second(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    attach(node, EP, "10.62.0.4")
+    right = vxlan(node)
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        node.kernel.spoil(replace(right, mtu=1400))
+        time.sleep(0.01)
+    assert 2 <= caplog.text.count("repaired") <= 3
+    assert _soon(lambda: vxlan(node) == right, 2)
+    assert _soon(lambda: caplog.text.count("repaired") == node.engine.repairs[Kind.VXLAN])
+
+
+def test_a_fight_over_one_network_does_not_slow_another(node: Node) -> None:
+    node.service.create_network(
+        "othernetwork", {}, node.store.state.networks[NetworkId(NET)].segments[0].subnets, internal=False
+    )
+    attach(node, EP, "10.62.0.4")
+    node.attach(EP2, "10.62.0.5", "othernetwork")
+    for _ in range(3):
+        node.kernel.spoil(replace(vxlan(node), mtu=1400))
+        time.sleep(0.05)
+    other = next(o for o in node.have("othernetwork").values() if isinstance(o, Vxlan))
+    start = time.monotonic()
+    node.kernel.lose(other.key)
+    assert _soon(lambda: other.key in node.kernel.objects)
+    assert time.monotonic() - start < 0.5
+
+
+def test_an_outer_address_that_is_away_for_a_while_tears_nothing_down(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    vtep = ip_address("192.0.2.1")
+    attach(node, EP, "10.62.0.4")
+    before = node.have()
+    node.kernel.move_underlay(vtep, None)
+    assert _soon(lambda: "is on no device of this host for now" in caplog.text)
+    attach(node, EP2, "10.62.0.5")
+    assert before.items() <= node.have().items()
+    node.kernel.move_underlay(vtep, Underlay("bond0", 9000))
+    assert _soon(lambda: vxlan(node).mtu == 8950)
+
+
+class TestVanishedPorts:
+    @pytest.fixture(autouse=True)
+    def _hurry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "_WITHDRAW_AFTER", 0.3)
+
+    def announced(self, node: Node) -> set[str]:
+        return {record.endpoint for record in publication(node.store.state).endpoints}
+
+    def test_the_endpoint_is_withdrawn_after_a_while_and_told_once(
+        self, node: Node, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        attach(node, EP, "10.62.0.4")
+        attach(node, EP2, "10.62.0.5")
+        node.kernel.lose(port(node, EP).key)
+        time.sleep(0.1)
+        assert self.announced(node) == {EP, EP2}
+        assert _soon(lambda: self.announced(node) == {EP2}, 2)
+        time.sleep(0.4)
+        assert caplog.text.count("has lost its port") == 1
+        assert node.engine.repairs == {}
+
+    def test_a_leave_comes_first(self, node: Node, caplog: pytest.LogCaptureFixture) -> None:
+        attach(node, EP, "10.62.0.4")
+        node.kernel.lose(port(node, EP).key)
+        node.service.leave(NET, EP)
+        time.sleep(0.5)
+        assert "has lost its port" not in caplog.text
+        node.service.delete_endpoint(NET, EP)
+
+    def test_one_that_is_being_joined_is_not_withdrawn(self, node: Node) -> None:
+        attach(node, EP, "10.62.0.4")
+        node.store.update(lambda s: replace(s, joining=frozenset({EndpointId(EP)})))
+        node.kernel.lose(port(node, EP).key)
+        time.sleep(0.5)
+        assert self.announced(node) == {EP}
+        assert port(node, EP).create, "a Join is under way, so it is made anew"
+
+    def test_the_last_one_takes_the_network_with_it_and_can_join_again(self, node: Node) -> None:
+        attach(node, EP, "10.62.0.4")
+        node.kernel.lose(port(node, EP).key)
+        assert _soon(lambda: list(node.kernel.namespaces()) == [], 2)
+        node.service.join(NET, EP, "")
+        assert self.announced(node) == {EP}
+        assert port(node, EP).peer in node.kernel.host_devices
+
+    def test_after_a_reboot_all_are_gone_and_a_new_one_can_come(self, node: Node) -> None:
+        attach(node, EP, "10.62.0.4")
+        node.end()
+        node.kernel = type(node.kernel)()
+        node.kernel.underlays = {ip_address("192.0.2.1"): Underlay("eth0", 1500)}
+        node.begin()
+        assert self.announced(node) == set()
+        assert list(node.kernel.namespaces()) == []
+        assert not node.service.in_use(
+            node.store.state.networks[NetworkId(NET)].segments[0].subnets[0].prefix, ip_address("10.62.0.4")
+        )
+        node.attach(EP2, "10.62.0.4")
+        assert self.announced(node) == {EP2}
+        node.service.leave(NET, EP)
+        node.service.delete_endpoint(NET, EP)
+        assert port(node, EP2).peer in node.kernel.host_devices
+
+    def test_what_ended_while_the_plugin_was_away_is_never_announced_again(self, node: Node) -> None:
+        attach(node, EP, "10.62.0.4")
+        attach(node, EP2, "10.62.0.5")
+        node.end()
+        node.kernel.lose(port(node, EP).key)
+        node.begin()
+        assert self.announced(node) == {EP2}
+
+    def test_an_address_of_one_that_is_gone_may_be_anothers(self, node: Node) -> None:
+        other = Node(2, node.cluster)
+        other.create()
+        try:
+            attach(node, EP, "10.62.0.4")
+            attach(node, EP2, "10.62.0.5")
+            node.kernel.lose(port(node, EP).key)
+            assert _soon(lambda: self.announced(node) == {EP2}, 2)
+            other.attach("ab" + EP[2:], "10.62.0.4")
+            assert _soon(lambda: node.rows() == {"10.62.0.4": "192.0.2.2"})
+        finally:
+            other.end()
+
+
+class TestFindings:
+    """How a person is told."""
+
+    def test_what_went_with_its_parent_is_not_told(self) -> None:
+        want = network()
+        ports_alone = {
+            key: replace(obj, bridge="") if isinstance(obj, Port | Vxlan) else obj
+            for key, obj in want.items()
+            if key[0] not in (Kind.BRIDGE, Kind.ADDRESS)
+        }
+        assert sentence(findings(diff(want, ports_alone))) == "br0 was gone"
+        assert sentence(findings(diff(want, {}))) == "namespace pyoverlay-net1 was gone"
+
+    def test_each_kind_is_named(self) -> None:
+        want = network()
+        have = dict(want)
+        for key, obj in want.items():
+            if key[0] in (Kind.ADDRESS, Kind.NEIGHBOUR, Kind.FDB) and ":1::" not in key[3]:
+                del have[key]
+            if isinstance(obj, Port):
+                have[key] = replace(obj, mtu=-1, bridge="")
+        stranger = FdbEntry(NS, "vx0", Mac("02:00:00:00:00:01"), ip_address("192.0.2.2"))
+        found = findings(diff(want, {**have, stranger.key: stranger}))
+        assert {finding.text for finding in found} == {
+            "FDB 02:00:00:00:00:01 on vx0 was not ours",
+            "address 10.1.0.1/24 of br0 was gone",
+            "p0: bridge was none, was down or had a foreign setting",
+            "replication to 192.0.2.2 on vx0 was gone",
+            f"FDB {PEER_MAC} on vx0 was gone",
+            "neighbour 10.1.0.9 on vx0 was gone",
+        }
+        assert sentence(found).endswith("; and 1 more")
