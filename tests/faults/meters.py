@@ -130,12 +130,14 @@ TCP_RECEIVE = (
 listener = socket.create_server(("", int(sys.argv[1])))
 print("ready", flush=True)
 s, _ = listener.accept()
-bytes_, stall, at, last, broken = 0, 0.0, 0.0, time.time(), ""
-while True:
-    readable = select.select([s, 0], [], [], 0.5)[0]
+bytes_, stall, at, last, broken, end = 0, 0.0, 0.0, time.time(), "", None
+while end is None or time.time() < end:
+    readable = select.select([s] if end else [s, 0], [], [], 0.1)[0]
     now = time.time()
     if now - last > stall:
         stall, at = now - last, last
+    if 0 in readable:
+        end = now + 2
     if s in readable:
         try:
             data = s.recv(65536)
@@ -143,11 +145,8 @@ while True:
             broken = str(error)
             break
         if not data:
-            broken = "" if 0 in readable else "closed by the other side"
             break
         bytes_, last = bytes_ + len(data), now
-    elif 0 in readable:
-        break
 print(json.dumps({"bytes": bytes_, "stall": stall, "at": at, "broken": broken}))
 """
 )
@@ -244,7 +243,9 @@ class TcpMeter(_Meter):
     def stop(self) -> Stream:
         """End it and say how it went."""
         sent, got = self._end()
-        return Stream(got["bytes"], got["stall"] * 1000, sent["broken"] or got["broken"])
+        missing = sent["sent"] - got["bytes"]
+        broken = sent["broken"] or got["broken"] or (f"{missing} bytes never came" if missing else "")
+        return Stream(got["bytes"], got["stall"] * 1000, broken)
 
 
 def _start(container: Container, script: str, *args: str) -> subprocess.Popen[str]:

@@ -56,9 +56,9 @@ class Scene:
         self.anchors[host.name] = found
         return found
 
-    def address(self, host: Host) -> str:
-        """The address of a host's anchor."""
-        return self.anchors[host.name].address(self.network)
+    def meter(self, one: Host, other: Host) -> PairMeter:
+        """Measure between the anchors of two hosts."""
+        return PairMeter(self.anchors[one.name], self.anchors[other.name], self.network)
 
 
 def leader_of(lab: Lab) -> str:
@@ -118,12 +118,12 @@ class Reading:
 class PairMeter:
     """Datagrams both ways and a stream between the anchors of two hosts."""
 
-    def __init__(self, scene: Scene, one: Host, other: Host) -> None:
-        self.pair = f"{one.name}-{other.name}"
-        here, there = scene.anchors[one.name], scene.anchors[other.name]
-        self._there = UdpMeter(here, there, scene.address(other))
-        self._back = UdpMeter(there, here, scene.address(one))
-        self._stream = TcpMeter(here, there, scene.address(other))
+    def __init__(self, one: Container, other: Container, network: str) -> None:
+        self.pair = f"{one.host.name}-{other.host.name}"
+        to_one, to_other = one.address(network), other.address(network)
+        self._there = UdpMeter(one, other, to_other)
+        self._back = UdpMeter(other, one, to_one)
+        self._stream = TcpMeter(one, other, to_other)
 
     def stop(self) -> Reading:
         with ThreadPoolExecutor(3) as pool:

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.containers import Container
 from tests.faults.faults import FAULTS, Fault, Traffic
 from tests.faults.meters import QUIET_MS
-from tests.faults.scene import PairMeter, Reading, Scene
+from tests.faults.scene import Reading, Scene
 from tests.lab import Host
 
 SLACK = 2.0
@@ -37,7 +37,7 @@ def test_the_meters_lose_nothing_when_nothing_happens(stage: Scene) -> None:
 
 
 def watched(stage: Scene, host: Host, seconds: float) -> Reading:
-    meter = PairMeter(stage, stage.lab.host("h2"), host)
+    meter = stage.meter(stage.lab.host("h2"), host)
     time.sleep(seconds)
     return meter.stop()
 
@@ -45,8 +45,8 @@ def watched(stage: Scene, host: Host, seconds: float) -> Reading:
 def test_a_fault(stage: Scene, fault: Fault, rows: list[tuple[str, ...]]) -> None:
     hurt = fault.hosts(stage)
     whole = [host for host in stage.lab.hosts if host not in hurt]
-    others = PairMeter(stage, whole[0], whole[1])
-    own = PairMeter(stage, whole[-1], hurt[0]) if fault.traffic is not Traffic.DEAD else None
+    others = stage.meter(whole[0], whole[1])
+    own = stage.meter(whole[-1], hurt[0]) if fault.traffic is not Traffic.DEAD else None
     before = stage.ground.run(whole[0], stage.network) if fault.churn else None
     time.sleep(0.5)
     fault.do(stage)
@@ -60,9 +60,7 @@ def test_a_fault(stage: Scene, fault: Fault, rows: list[tuple[str, ...]]) -> Non
     time.sleep(0.3)
     seen, felt = others.stop(), own.stop() if own else None
     rows.append(row(fault, seen, felt, undone, took))
-    print(
-        f"{fault.name}: right after {took:.2f} s ({time.monotonic() - ended:.1f} s in all)\n{seen}\n{felt or ''}"
-    )
+    print(f"{fault.name}: right after {took:.2f} s, {time.monotonic() - ended:.1f} s in all\n{seen}\n{felt}")
     assert seen.lost == 0, seen
     assert not seen.stream.broken, seen
     assert seen.stream.stall_ms < QUIET_MS + max(seen.there.own_gap_ms, seen.back.own_gap_ms), seen
