@@ -48,8 +48,9 @@ def stages(built: Path) -> Iterator[Stages]:
 @pytest.fixture
 def stage(stages: Stages, request: pytest.FixtureRequest) -> Iterator[Scene]:
     """Three managers and a worker, of three ages, whose containers talk; shared while all is well."""
-    yield stages.get()
-    if request.node.stash.get(FAILED, False):
+    made = stages.get()
+    yield made
+    if request.node.stash.get(FAILED, False) or "spent" in made.notes:
         stages.close()
 
 

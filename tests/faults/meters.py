@@ -37,6 +37,7 @@ UDP_SEND = (
     + """
 target, rate = (sys.argv[1], int(sys.argv[2])), int(sys.argv[3])
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setblocking(False)  # a datagram that the host cannot send now is lost, and must not hold up the next
 number, errors, gap, start = 0, 0, 0.0, time.time()
 last = start
 print("ready", flush=True)
@@ -186,10 +187,12 @@ class Stream:
 
     bytes: int
     stall_ms: float
+    late: int
+    """Bytes that had not come when the meter ended: after a long cut TCP itself pauses as long again."""
     broken: str
 
     def __str__(self) -> str:
-        end = f", BROKEN: {self.broken}" if self.broken else ""
+        end = f", {self.late} never came" * bool(self.late) + f", BROKEN: {self.broken}" * bool(self.broken)
         return f"{self.bytes} bytes, longest stall {self.stall_ms:.0f} ms{end}"
 
 
@@ -198,6 +201,14 @@ class _Meter:
 
     def __init__(self, receive: subprocess.Popen[str], send: subprocess.Popen[str]) -> None:
         self._receive, self._send = receive, send
+
+    def abandon(self) -> None:
+        """End it without an answer."""
+        for process in (self._send, self._receive):
+            if process.poll() is None:
+                process.kill()
+            with process:
+                pass
 
     def _end(self) -> tuple[dict[str, Any], dict[str, Any]]:
         sent = _answer(self._send)
@@ -243,9 +254,8 @@ class TcpMeter(_Meter):
     def stop(self) -> Stream:
         """End it and say how it went."""
         sent, got = self._end()
-        missing = sent["sent"] - got["bytes"]
-        broken = sent["broken"] or got["broken"] or (f"{missing} bytes never came" if missing else "")
-        return Stream(got["bytes"], got["stall"] * 1000, broken)
+        late = sent["sent"] - got["bytes"]
+        return Stream(got["bytes"], got["stall"] * 1000, late, sent["broken"] or got["broken"])
 
 
 def _start(container: Container, script: str, *args: str) -> subprocess.Popen[str]:

@@ -108,6 +108,11 @@ class Reading:
         return self.there.lost + self.back.lost
 
     @property
+    def whole(self) -> bool:
+        """Whether nothing at all was lost."""
+        return not (self.lost or self.stream.broken or self.stream.late)
+
+    @property
     def last_loss(self) -> float:
         return max(self.there.last_loss, self.back.last_loss)
 
@@ -124,6 +129,11 @@ class PairMeter:
         self._there = UdpMeter(one, other, to_other)
         self._back = UdpMeter(other, one, to_one)
         self._stream = TcpMeter(one, other, to_other)
+
+    def abandon(self) -> None:
+        """End what still runs, after a failure."""
+        for meter in (self._there, self._back, self._stream):
+            meter.abandon()
 
     def stop(self) -> Reading:
         with ThreadPoolExecutor(3) as pool:

@@ -145,7 +145,7 @@ class Soak:
         self.lost[name] += reading.lost
         self.sent += reading.there.sent + reading.back.sent
         self.worst[name] = max(self.worst.get(name, 0.0), took)
-        if reading.lost or reading.stream.broken:
+        if not reading.whole:
             self.failures.append(f"step {sum(self.counts.values())}, {name}: {reading}")
         number = sum(self.counts.values())
         say(f"{number:4} {name:45} right after {took:5.1f} s of {whole:5.1f}, lost {reading.lost}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.e2e.containers import Container
 from tests.faults.faults import FAULTS, Fault, Traffic
@@ -18,12 +20,16 @@ SLACK = 2.0
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fault" in metafunc.fixturenames:
-        marks = {
-            fault: [pytest.mark.lab, *([] if fault.smoke else [pytest.mark.faults]), pytest.mark.timeout(600)]
-            for fault in FAULTS
-        }
-        cases = [pytest.param(fault, id=fault.name.replace(" ", "-"), marks=marks[fault]) for fault in FAULTS]
-        metafunc.parametrize("fault", cases)
+        metafunc.parametrize("fault", [case(fault) for fault in FAULTS])
+
+
+def case(fault: Fault) -> ParameterSet:
+    marks = [pytest.mark.lab, pytest.mark.timeout(600)]
+    if not fault.smoke:
+        marks.append(pytest.mark.faults)
+    if fault.pending:
+        marks.append(pytest.mark.xfail(reason=fault.pending, strict=True))
+    return pytest.param(fault, id=fault.name.replace(" ", "-"), marks=marks)
 
 
 @pytest.mark.lab
@@ -33,7 +39,7 @@ def test_the_meters_lose_nothing_when_nothing_happens(stage: Scene) -> None:
     assert reading.lost == 0, reading
     assert reading.there.sent > 2500, reading
     assert reading.stream.bytes > 400_000, reading
-    assert not reading.stream.broken, reading
+    assert reading.whole, reading
 
 
 def watched(stage: Scene, host: Host, seconds: float) -> Reading:
@@ -45,8 +51,23 @@ def watched(stage: Scene, host: Host, seconds: float) -> Reading:
 def test_a_fault(stage: Scene, fault: Fault, rows: list[tuple[str, ...]]) -> None:
     hurt = fault.hosts(stage)
     whole = [host for host in stage.lab.hosts if host not in hurt]
-    others = stage.meter(whole[0], whole[1])
-    own = stage.meter(whole[-1], hurt[0]) if fault.traffic is not Traffic.DEAD else None
+    with ExitStack() as stack:
+        others = stage.meter(whole[0], whole[1])
+        stack.callback(others.abandon)
+        own = stage.meter(whole[-1], hurt[0]) if fault.traffic is not Traffic.DEAD else None
+        stack.callback(own.abandon if own else lambda: None)
+        undone, took = happen(stage, fault, hurt, whole)
+        seen, felt = others.stop(), own.stop() if own else None
+    rows.append(row(fault, seen, felt, undone, took))
+    print(f"{fault.name}: right after {took:.2f} s\n{seen}\n{felt}")
+    assert seen.whole, seen
+    assert seen.stream.stall_ms < QUIET_MS + max(seen.there.own_gap_ms, seen.back.own_gap_ms), seen
+    if felt is not None:
+        judge(fault, felt, undone)
+
+
+def happen(stage: Scene, fault: Fault, hurt: list[Host], whole: list[Host]) -> tuple[float, float]:
+    """Do the fault and undo it; return when that was, and how long it took until all was right again."""
     before = stage.ground.run(whole[0], stage.network) if fault.churn else None
     time.sleep(0.5)
     fault.do(stage)
@@ -54,18 +75,11 @@ def test_a_fault(stage: Scene, fault: Fault, rows: list[tuple[str, ...]]) -> Non
         churn(stage, before, whole[1])
     time.sleep(fault.lasts)
     fault.undo(stage)
-    undone, ended = time.time(), time.monotonic()
+    undone = time.time()
     took = stage.checker.right_within(fault.bound)
     proof(stage, hurt[0])
     time.sleep(0.3)
-    seen, felt = others.stop(), own.stop() if own else None
-    rows.append(row(fault, seen, felt, undone, took))
-    print(f"{fault.name}: right after {took:.2f} s, {time.monotonic() - ended:.1f} s in all\n{seen}\n{felt}")
-    assert seen.lost == 0, seen
-    assert not seen.stream.broken, seen
-    assert seen.stream.stall_ms < QUIET_MS + max(seen.there.own_gap_ms, seen.back.own_gap_ms), seen
-    if felt is not None:
-        judge(fault, felt, undone)
+    return undone, took
 
 
 def churn(stage: Scene, before: Container, elsewhere: Host) -> None:
@@ -90,7 +104,7 @@ def judge(fault: Fault, felt: Reading, undone: float) -> None:
     """Whether the traffic of the host that was hurt fared as it may."""
     assert not felt.stream.broken, felt
     if fault.traffic is Traffic.WHOLE:
-        assert felt.lost == 0, felt
+        assert felt.whole, felt
     else:
         assert felt.lost > 0, f"the fault did nothing: {felt}"
         assert felt.last_loss - undone < SLACK + (fault.bound if not fault.lasts else 0), felt
