@@ -206,7 +206,9 @@ def _new_address(scene: Scene) -> None:
 def _old_address(scene: Scene) -> None:
     host = scene.worker
     _set_vtep(scene, host.address)
-    host.spaces.ip(f"addr del {scene.expected.vteps.pop(host.name)}/24 dev {host.interface}")
+    fresh = scene.expected.vteps.pop(host.name)
+    scene.checker.right_within(10)
+    host.spaces.ip(f"addr del {fresh}/24 dev {host.interface}")
 
 
 def _set_vtep(scene: Scene, address: str) -> None:

@@ -1,4 +1,4 @@
-"""Faults that need a host or a lab of their own: what dies for good, and engines that leave containers running."""
+"""Faults that need a host or a lab of their own: hosts that die for good, and live-restore."""
 
 from __future__ import annotations
 
