@@ -359,6 +359,7 @@ FAULTS = (
         traffic=Traffic.DEAD,
         lasts=15,
         bound=30,
+        pending=VANISHED,
     ),
     Fault(
         "two managers of three lost and back",

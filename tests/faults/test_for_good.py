@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import put
 from tests.e2e.containers import DRIVER, Container, eventually
 from tests.faults.checker import GRACE
-from tests.faults.facts import HostFacts, read
+from tests.faults.facts import HostFacts, processes, read
 from tests.faults.scene import PairMeter, Scene, plugin_answers, until
 from tests.lab import Host, Lab
 
@@ -73,6 +73,28 @@ def test_the_leader_dies_for_good(stage: Scene) -> None:
     finally:
         meter.abandon()
         stage.notes["spent"] = "a manager is gone"
+
+
+def test_a_node_that_comes_back_while_the_old_leaders_engine_is_away(stage: Scene) -> None:
+    """It finds the store that all the others have: with two, they would forget it after the grace."""
+    old = stage.leader
+    stage.notes["spent"] = "a manager's engine was killed"
+    old.stop_engine(kill=True)
+    until(lambda: stage.leader is not old, "another manager leads", 60)
+    until(lambda: processes(stage.leader, "etcd --name=leader"), "its store runs")
+    until(lambda: not processes(old, "etcd --name=leader"), "the old store is gone", 10)
+    stage.lab.cut(stage.worker)
+    time.sleep(6)
+    stage.lab.heal(stage.worker)
+    time.sleep(2)
+    other = next(host for host in stage.lab.hosts[:3] if host not in (old, stage.leader))
+    meter = stage.meter(other, stage.worker)
+    try:
+        time.sleep(GRACE)
+        reading = meter.stop()
+        assert reading.whole, reading
+    finally:
+        meter.abandon()
 
 
 @pytest.fixture(params=["28.5", "20.10"])
