@@ -35,7 +35,7 @@ class Fault:
     """Whom it hurts."""
     traffic: Traffic = Traffic.WHOLE
     lasts: float = 1.0
-    bound: float = 5.0
+    bound: float = 10.0
     """Seconds from its end until everything is right again, with a second or two for a busy machine."""
     churn: bool = True
     """Containers start and stop on the other hosts meanwhile."""
@@ -343,7 +343,7 @@ FAULTS = (
         bound=30,
         pending=VANISHED,
     ),
-    Fault("host cut off for 5 s", _cut, _heal, traffic=Traffic.CUT, lasts=5, bound=5, smoke=True),
+    Fault("host cut off for 5 s", _cut, _heal, traffic=Traffic.CUT, lasts=5, bound=10, smoke=True),
     Fault("host cut off for 30 s", _cut, _heal, traffic=Traffic.CUT, lasts=30, bound=10),
     Fault("host cut off for 5 min", _cut, _heal, traffic=Traffic.CUT, lasts=300, bound=15, slow=True),
     Fault("node leaves and joins again", _leave, _join_again, traffic=Traffic.DEAD, bound=10),
