@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINUTES ?= 30
 
-.PHONY: demo demo-down test check unit plugin lock clean
+.PHONY: demo demo-down test test-faults soak check unit plugin lock clean
 
 demo: $(VENV)/.ready ## three engines as a Swarm, the plugin on each, containers that reach each other
 	$(BIN)/python -m tests.demo up
@@ -11,9 +12,17 @@ demo: $(VENV)/.ready ## three engines as a Swarm, the plugin on each, containers
 demo-down: $(VENV)/.ready ## removes every trace of the demo
 	$(BIN)/python -m tests.demo down
 
-test: check ## everything: unit, real kernel, real etcd, real engines
+test: check ## unit, real kernel, real etcd, real engines; of the faults a part
 	$(BIN)/python -m tests.lab ensure
-	$(BIN)/pytest --durations=10
+	$(BIN)/pytest -m "not faults" --durations=10
+
+test-faults: $(VENV)/.ready ## every fault on real engines, under traffic; half an hour
+	$(BIN)/python -m tests.lab ensure
+	$(BIN)/pytest tests/faults --durations=10
+
+soak: $(VENV)/.ready ## churn and random faults: make soak MINUTES=30 SEED=7
+	$(BIN)/python -m tests.lab ensure
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 unit: $(VENV)/.ready ## what needs neither root nor engines
 	$(BIN)/pytest -m "not kernel and not store and not lab"

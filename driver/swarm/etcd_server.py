@@ -101,12 +101,9 @@ class EtcdServer:
     def healthy(self) -> bool:
         """Tell whether it serves: asked over its own port, as a client would."""
         try:
-            session = self._renew()
-            url = f"https://{bracket(self._loopback())}:{self._settings.port}/health"
-            answer = session.get(url, timeout=_HEALTH_SECONDS).json()
-        except (requests.RequestException, ValueError, StoreUnavailable):
+            return _is_healthy(self._renew(), self._loopback(), self._settings.port)
+        except StoreUnavailable:
             return False
-        return isinstance(answer, dict) and answer.get("health") == "true"
 
     def outdated(self) -> bool:
         """Tell whether the root certificate was replaced: etcd reads the others anew, but not that one."""
@@ -182,6 +179,23 @@ class EtcdServer:
             _find(settings.binary),
             *(f"--{name}={value}" for name, value in options.items()),
         ]
+
+
+def serves(sessions: TlsSessions, host: str, port: int) -> bool:
+    """Tell whether a store answers under an address, as a client would see it."""
+    try:
+        with sessions.session() as session:
+            return _is_healthy(session, host, port)
+    except StoreUnavailable:
+        return False
+
+
+def _is_healthy(session: requests.Session, host: str, port: int) -> bool:
+    try:
+        answer = session.get(f"https://{bracket(host)}:{port}/health", timeout=_HEALTH_SECONDS).json()
+    except (requests.RequestException, ValueError):
+        return False
+    return isinstance(answer, dict) and answer.get("health") == "true"
 
 
 def bracket(host: str) -> str:

@@ -2,7 +2,8 @@
 
 One thread asks the engine. On every node it keeps the managers' addresses; on managers it also
 looks, every second, who leads, and starts or stops the etcd of this host accordingly. When the
-engine cannot tell (it restarts, the managers have no quorum) everything stays as it is.
+engine cannot tell (it restarts, the managers have no quorum) everything stays as it is, unless another
+manager serves: then the Swarm has a leader, and it is not us. Two stores at a time would part the nodes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from driver.control.tls import TlsSessions
 from driver.swarm.engine import Engine, EngineAway, Leadership, SwarmFacts
-from driver.swarm.etcd_server import EtcdSettings, bracket
+from driver.swarm.etcd_server import EtcdSettings, bracket, serves
 from driver.swarm.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class SwarmStore:
         self._wanted = True
         self._info_at = 0.0
         self._complaint = ""
+        self._sessions = TlsSessions(settings.credentials)
         self._etcd = Supervisor(settings, lambda: self._stopping)
         self._thread = threading.Thread(target=self._run, name="swarm-store", daemon=True)
 
@@ -99,7 +102,14 @@ class SwarmStore:
             self._etcd.stop("this node does not lead the Swarm")
         else:
             self._info_at = 0.0  # it is /info that tells a node of its demotion
+            if self._etcd.serving and self._another_serves():
+                self._etcd.stop("another manager serves, and the engine here cannot tell")
             self._etcd.keep()
+
+    def _another_serves(self) -> bool:
+        """Tell whether the store of another manager answers."""
+        others = (host for host in self._managers if host != self._facts.address)
+        return any(serves(self._sessions, host, self._settings.port) for host in others)
 
     def _refresh(self) -> None:
         try:

@@ -210,3 +210,23 @@ def test_a_worker_at_rest_leaves_the_engine_alone(nodes: MakeNodes) -> None:
     time.sleep(3)
     assert len(worker.engine.calls) <= 1
     assert len(manager.engine.calls) <= 5
+
+
+def test_a_leader_whose_engine_is_away_gives_way_to_the_next(
+    nodes: MakeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before: while nobody else serves, an engine that cannot tell changes nothing.
+
+    Both nodes are on one loopback, where only one etcd can have the port: the other's is made up.
+    """
+    serving: set[str] = set()
+    monkeypatch.setattr("driver.swarm.store.serves", lambda _sessions, host, _port: host in serving)
+    old, new = nodes(2)
+    old.engine.leader = True
+    old.start()
+    assert wait_until(lambda: old.store.serving) < 5
+    old.engine.stop()
+    time.sleep(2.5)
+    assert old.answers()
+    serving.add(new.address)
+    assert wait_until(lambda: not old.answers()) < 5

@@ -64,7 +64,7 @@ class Container:
 
     def popen(self, script: str, *args: str) -> Any:
         argv = ["nsenter", "-t", self.pid, "-n", sys.executable, "-c", script, *args]
-        return self.host.popen(argv, stdout=-1, text=True)
+        return self.host.popen(argv, stdin=-1, stdout=-1, text=True)
 
     @property
     def pid(self) -> str:

@@ -1,0 +1,214 @@
+"""The invariants: what must be true of a lab whenever nothing is under way.
+
+`problems` is pure and judges Facts, so that test_checker.py can show that every rule bites; `reachability`
+sends packets.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from tests.faults.facts import FLOOD, Attached, Facts, HostFacts, Space, read
+from tests.lab import CommandError, Host, Lab, wait_for
+
+GRACE = 30.0 + 15.0 + 10.0
+"""Seconds for which rows of a host that vanished may stay: grace, lease, and the look for either."""
+
+PING_ALL = """
+import json, os, select, socket, struct, sys, time
+targets, seconds = set(sys.argv[2:]), float(sys.argv[1])
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+def packet(number):
+    head = struct.pack("!BBHHH", 8, 0, 0, os.getpid() & 0xffff, number)
+    total = sum(struct.unpack("!4H", head))
+    total = (total >> 16) + (total & 0xffff)
+    return struct.pack("!BBHHH", 8, 0, ~(total + (total >> 16)) & 0xffff, os.getpid() & 0xffff, number)
+end, number = time.monotonic() + seconds, 0
+while targets and time.monotonic() < end:
+    for target in targets:
+        try:
+            s.sendto(packet(number), (target, 0))
+        except OSError:
+            pass
+    number += 1
+    pause = time.monotonic() + 0.25
+    while targets and select.select([s], [], [], max(0.0, pause - time.monotonic()))[0]:
+        data, (source, _) = s.recvfrom(2000)
+        if data[20] == 0:
+            targets.discard(source)
+print(json.dumps(sorted(targets)))
+"""
+
+
+@dataclass(slots=True)
+class Expected:
+    """What the checker has to know and cannot see."""
+
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    """By host: what `foreign` said when nothing had happened yet."""
+    vteps: dict[str, str] = field(default_factory=dict)
+    """By host: the VTEP, where it is not the host's first address."""
+    vanished: dict[str, float] = field(default_factory=dict)
+    """VTEPs of hosts that vanished without a word, and when (time.monotonic)."""
+
+
+def problems(facts: Facts, expected: Expected, now: float) -> list[str]:
+    """Everything that is not as it must be, in words; empty when all is well."""
+    graced = {vtep for vtep, at in expected.vanished.items() if now - at < GRACE}
+    found: list[str] = []
+    for host in facts.hosts:
+        found += _host_problems(host, facts, graced, expected)
+    return found + list(_store_problems(facts, bool(graced)))
+
+
+def _host_problems(host: HostFacts, facts: Facts, graced: set[str], expected: Expected) -> Iterator[str]:
+    local = {a.network for a in host.attached}
+    for network in sorted(local):
+        space = host.spaces.get(network[:12])
+        if space is None:
+            yield f"{host.name}: no namespace for network {network[:12]}, which has containers here"
+            continue
+        for text in _space_problems(host, network, space, facts, graced):
+            yield f"{host.name}, network {network[:12]}: {text}"
+    for name in sorted(set(host.spaces) - {network[:12] for network in local}):
+        yield f"{host.name}: namespace of network {name}, which has no container here"
+    for device in sorted(host.devices):
+        yield f"{host.name}: device {device} lies about in the host's namespace"
+    yield from _state_problems(host)
+    if host.name in expected.foreign and host.foreign != expected.foreign[host.name]:
+        before = expected.foreign[host.name]
+        yield f"{host.name}: foreign objects were touched: {before!r} are {host.foreign!r}"
+
+
+def _space_problems(
+    host: HostFacts, network: str, space: Space, facts: Facts, graced: set[str]
+) -> Iterator[str]:
+    others = [(h, a) for h in facts.hosts if h is not host for a in h.attached if a.network == network]
+    fdb = {(a.mac, h.vtep) for h, a in others} | {(FLOOD, h.vtep) for h, _ in others}
+    near = {(a.address, a.mac) for _, a in others}
+    for row in sorted(fdb - space.fdb):
+        yield f"FDB row {row} is missing"
+    for row in sorted(space.fdb - fdb):
+        if row[1] not in graced:
+            yield f"FDB row {row} is stale"
+    for row in sorted(near - space.neighbours):
+        yield f"neighbour {row} is missing"
+    excused = {mac for mac, vtep in space.fdb if vtep in graced}
+    for row in sorted(space.neighbours - near):
+        if row[1] not in excused:
+            yield f"neighbour {row} is stale"
+    ports = {f"port{a.endpoint[:11]}" for a in host.attached if a.network == network}
+    for port in sorted(ports - space.ports):
+        yield f"{port} of a running container is missing"
+    for port in sorted(space.ports - ports):
+        yield f"{port} belongs to no running container"
+    for device in sorted(space.down):
+        yield f"device {device} is down or on no bridge"
+
+
+def _state_problems(host: HostFacts) -> Iterator[str]:
+    """What the plugin has on disk against what its engine has."""
+    live = {a.endpoint: a for a in host.attached}
+    written = {e["id"]: e for e in host.state.get("endpoints", ())}
+    for endpoint in sorted(live.keys() - written.keys()):
+        yield f"{host.name}: {live[endpoint].name} has no record on disk"
+    for endpoint in sorted(written.keys() - live.keys()):
+        what = f"{written[endpoint]['interfaces']} {written[endpoint]['phase']}"
+        yield f"{host.name}: record of endpoint {endpoint[:12]} is left over: {what}"
+    for network in sorted({n["id"] for n in host.state.get("networks", ())} - host.networks):
+        yield f"{host.name}: record of network {network[:12]} is left over"
+
+
+def _store_problems(facts: Facts, someone_vanished: bool) -> Iterator[str]:
+    if facts.store is None:
+        yield "the store does not answer"
+        return
+    nodes = {h.state["host"]["id"]: h for h in facts.hosts if h.state}
+    told = {k.rpartition("/")[2]: v for k, v in facts.store.items() if "/nodes/" in k}
+    for node in sorted(nodes.keys() - told.keys()):
+        yield f"store: no record of host {nodes[node].name}"
+    for node in sorted(told.keys() & nodes.keys()):
+        if told[node]["vtep"] != nodes[node].vtep:
+            yield f"store: host {nodes[node].name} has VTEP {told[node]['vtep']}, not {nodes[node].vtep}"
+    live = {f"{a.network}/{a.address}": (a, h) for h in facts.hosts for a in h.attached}
+    records = {k.partition("/endpoints/")[2]: v for k, v in facts.store.items() if "/endpoints/" in k}
+    for key in sorted(live.keys() - records.keys()):
+        yield f"store: no record of {live[key][0].name} {live[key][0].address}"
+    for key in sorted(records.keys() - live.keys()):
+        # Records of a host that vanished stay for ten minutes; they do no harm without their node.
+        if records[key]["node"] in nodes or (not someone_vanished and records[key]["node"] in told):
+            yield f"store: record {key} is left over"
+    for key in sorted(records.keys() & live.keys()):
+        yield from _record_problems(records[key], *live[key])
+
+
+def _record_problems(record: Mapping[str, str], live: Attached, host: HostFacts) -> Iterator[str]:
+    right = {"mac": live.mac, "node": host.state["host"]["id"], "endpoint": live.endpoint}
+    if dict(record) != right:
+        yield f"store: record of {live.name} {live.address} on {host.name} is {dict(record)}, not {right}"
+
+
+def unreachable(lab: Lab, facts: Facts, seconds: float = 1.0) -> list[str]:
+    """The pairs of running containers of a network that do not reach each other within *seconds*."""
+    hosts = {host.name: host for host in lab.hosts}
+    everyone = [(hosts[h.name], a) for h in facts.hosts for a in h.attached]
+
+    def ask(one: tuple[Host, Attached]) -> list[str]:
+        host, source = one
+        targets = [a.address for _, a in everyone if a.network == source.network and a is not source]
+        if not targets:
+            return []
+        argv = [
+            "nsenter",
+            "-t",
+            str(source.pid),
+            "-n",
+            sys.executable,
+            "-c",
+            PING_ALL,
+            str(seconds),
+            *targets,
+        ]
+        try:
+            silent = json.loads(host.run(argv, timeout=30).stdout)
+        except CommandError as error:
+            return [f"{source.name} on {host.name} cannot be asked: {error}"]
+        return [f"{source.name} {source.address} on {host.name} does not reach {target}" for target in silent]
+
+    with ThreadPoolExecutor(4) as pool:
+        return [text for texts in pool.map(ask, everyone) for text in texts]
+
+
+class Checker:
+    """Looks at a lab until it is right, or for as long as it may take."""
+
+    def __init__(self, lab: Lab, expected: Expected) -> None:
+        self.lab = lab
+        self.expected = expected
+
+    def look(self) -> list[str]:
+        """What is wrong at present."""
+        try:
+            facts = read(self.lab, self.expected.vteps)
+        except (OSError, CommandError, ValueError) as error:
+            return [f"cannot look: {type(error).__name__}: {error}"]
+        return problems(facts, self.expected, time.monotonic())
+
+    def right_within(self, seconds: float) -> float:
+        """Wait until all is right and everybody reaches everybody; return how long that took."""
+        began, seen = time.monotonic(), [""]
+
+        def right() -> bool:
+            seen[:] = self.look()
+            if not seen:
+                seen[:] = unreachable(self.lab, read(self.lab, self.expected.vteps))
+            return not seen
+
+        ok = wait_for(right, seconds, every=0.1)
+        assert ok, f"not right after {seconds:g} s:\n" + "\n".join(seen)
+        return time.monotonic() - began

@@ -1,0 +1,379 @@
+"""Faults by name: how each is done to a lab, and undone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from tests.e2e.containers import DRIVER
+from tests.faults.facts import PREFIX, processes, state_folder, store_host
+from tests.faults.scene import Scene, arbiter_and_worker, leader_of, plugin_answers, signal, until
+from tests.lab import Host, wait_for
+
+Step = Callable[[Scene], None]
+
+
+class Traffic(Enum):
+    """What may become of the traffic of the hosts that a fault is done to; all others lose nothing."""
+
+    WHOLE = "not one packet is lost"
+    CUT = "it stops meanwhile, and goes on after"
+    DEAD = "the containers end, and others come"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that goes wrong."""
+
+    name: str
+    do: Step
+    undo: Step = lambda scene: None
+    hosts: Callable[[Scene], list[Host]] = lambda scene: [scene.worker]
+    """Whom it hurts."""
+    traffic: Traffic = Traffic.WHOLE
+    lasts: float = 1.0
+    bound: float = 10.0
+    """Seconds from its end until everything is right again, with a second or two for a busy machine."""
+    churn: bool = True
+    """Containers start and stop on the other hosts meanwhile."""
+    smoke: bool = False
+    """Belongs to the part that runs in `make test`."""
+    slow: bool = False
+    """Not for the soak."""
+    pending: str = ""
+    """Why it does not hold yet."""
+
+
+# --- the plugin ---------------------------------------------------------------------------------------------
+
+
+def _kill_arbiter(scene: Scene) -> None:
+    arbiter, _ = arbiter_and_worker(scene.worker)
+    scene.notes["arbiter"] = str(arbiter)
+    signal(scene.worker, arbiter, "KILL")
+
+
+def _arbiter_is_back(scene: Scene) -> None:
+    old = int(scene.notes.pop("arbiter"))
+    until(lambda: arbiter_and_worker(scene.worker)[0] not in (0, old), "the engine starts the plugin again")
+    until(lambda: plugin_answers(scene.worker), "the plugin answers")
+
+
+def _kill_worker(scene: Scene) -> None:
+    _, worker = arbiter_and_worker(scene.worker)
+    scene.notes["worker"] = str(worker)
+    signal(scene.worker, worker, "KILL")
+
+
+def _worker_is_back(scene: Scene) -> None:
+    old = int(scene.notes.pop("worker"))
+    until(lambda: arbiter_and_worker(scene.worker)[1] not in (0, old), "there is a new worker")
+    until(lambda: plugin_answers(scene.worker), "the plugin answers")
+
+
+def _disable(scene: Scene) -> None:
+    scene.worker.docker("plugin", "disable", "-f", DRIVER)
+
+
+def _enable(scene: Scene) -> None:
+    scene.worker.docker("plugin", "enable", DRIVER)
+
+
+def _push_and_disable(scene: Scene) -> None:
+    """Put a version with one file more into the lab's registry, from a host that does not run it."""
+    host, reference = scene.lab.hosts[0], f"{scene.lab.registry()}/pyoverlay:latest"
+    staged = host.folder / "next"
+    subprocess.run(["cp", "-a", scene.built, staged], check=True)
+    (staged / "rootfs/next").touch()
+    host.docker("plugin", "create", reference, str(staged), timeout=180)
+    host.docker("plugin", "push", reference, timeout=180)
+    host.docker("plugin", "rm", reference)
+    shutil.rmtree(staged)
+    _disable(scene)
+
+
+def _upgrade(scene: Scene) -> None:
+    host, reference = scene.worker, f"{scene.lab.registry()}/pyoverlay:latest"
+    argv = ["upgrade", "--grant-all-permissions", "--skip-remote-check", DRIVER, reference]
+    host.docker("plugin", *argv, timeout=180)
+    host.docker("plugin", "enable", DRIVER)
+    assert (state_folder(host).parent / "rootfs/next").exists(), "it is still the old version"
+
+
+# --- the engine ---------------------------------------------------------------------------------------------
+
+
+def _start(host: Host) -> None:
+    host.start_engine()
+    until(
+        lambda: host.docker("info", "-f", "{{.Swarm.LocalNodeState}}") == "active", "in the Swarm again", 60
+    )
+
+
+def _stop_worker(scene: Scene) -> None:
+    scene.worker.stop_engine()
+
+
+def _kill_worker_engine(scene: Scene) -> None:
+    scene.worker.stop_engine(kill=True)
+
+
+def _start_worker(scene: Scene) -> None:
+    _start(scene.worker)
+
+
+def _kill_leader_engine(scene: Scene) -> None:
+    scene.notes["leader"] = scene.leader.name
+    scene.leader.stop_engine(kill=True)
+
+
+def _start_leader(scene: Scene) -> None:
+    _start(scene.lab.host(scene.notes.pop("leader")))
+    until(lambda: leader_of(scene.lab), "the Swarm has a leader", 60)
+
+
+# --- nodes --------------------------------------------------------------------------------------------------
+
+
+def _cut(scene: Scene) -> None:
+    scene.lab.cut(scene.worker)
+
+
+def _heal(scene: Scene) -> None:
+    scene.lab.heal(scene.worker)
+    until(lambda: node_is(scene, scene.worker, "Ready"), "the node is ready again", 60)
+
+
+def _two_managers(scene: Scene) -> list[Host]:
+    """The leader and another manager."""
+    names = scene.notes.get("two") or scene.leader.name
+    first = names.split()[0]
+    second = next(h.name for h in scene.lab.hosts[:3] if h.name != first)
+    return [scene.lab.host(first), scene.lab.host(second)]
+
+
+def _cut_two_managers(scene: Scene) -> None:
+    two = _two_managers(scene)
+    scene.notes["two"] = " ".join(host.name for host in two)
+    for host in two:
+        scene.lab.cut(host)
+
+
+def _heal_two_managers(scene: Scene) -> None:
+    two = _two_managers(scene)
+    for host in two:
+        scene.lab.heal(host)
+    until(lambda: leader_of(scene.lab), "the Swarm has a leader again", 60)
+    until(lambda: all(node_is(scene, host, "Ready") for host in two), "all nodes are ready", 60)
+    del scene.notes["two"]
+
+
+def _leave(scene: Scene) -> None:
+    scene.anchors.pop(scene.worker.name).remove()
+    scene.worker.docker("swarm", "leave")
+
+
+def _join_again(scene: Scene) -> None:
+    scene.lab.join(scene.worker)
+    until(lambda: node_is(scene, scene.worker, "Ready"), "the node is ready again", 60)
+    down = scene.ground.manager.docker("node", "ls", "--format", "{{.ID}} {{.Hostname}} {{.Status}}")
+    for line in down.splitlines():
+        identity, name, status = line.replace("*", "").split()
+        if (name, status) == (scene.worker.name, "Down"):
+            scene.ground.manager.docker("node", "rm", "-f", identity)
+    scene.anchor(scene.worker)
+
+
+def node_is(scene: Scene, host: Host, status: str) -> bool:
+    """Whether a manager that runs says so of a node; one that has left and one that is there share a name."""
+    asked = next(h for h in scene.lab.hosts[:3] if h.engine_running)
+    listed = asked.docker("node", "ls", "--format", "{{.Hostname}} {{.Status}}", check=False).splitlines()
+    return f"{host.name} {status}" in listed
+
+
+def _new_address(scene: Scene) -> None:
+    host = scene.worker
+    fresh = host.address.rpartition(".")[0] + ".200"
+    host.spaces.ip(f"addr add {fresh}/24 dev {host.interface}")
+    _set_vtep(scene, fresh)
+    scene.expected.vteps[host.name] = fresh
+    scene.checker.right_within(10)
+
+
+def _old_address(scene: Scene) -> None:
+    host = scene.worker
+    _set_vtep(scene, host.address)
+    fresh = scene.expected.vteps.pop(host.name)
+    scene.checker.right_within(10)
+    host.spaces.ip(f"addr del {fresh}/24 dev {host.interface}")
+
+
+def _set_vtep(scene: Scene, address: str) -> None:
+    scene.worker.docker("plugin", "disable", "-f", DRIVER)
+    scene.worker.docker("plugin", "set", DRIVER, f"PYOVERLAY_VTEP={address}")
+    scene.worker.docker("plugin", "enable", DRIVER)
+
+
+def _address_here(scene: Scene) -> None:
+    other = scene.lab.host("h2")
+    first = scene.ground.run(other, scene.network)
+    scene.notes["moving"] = first.address(scene.network)
+    scene.checker.right_within(5)
+    first.remove()
+
+
+def _address_there(scene: Scene) -> None:
+    scene.ground.run(scene.worker, scene.network, "--ip", scene.notes.pop("moving"))
+
+
+# --- the store ----------------------------------------------------------------------------------------------
+
+
+def _etcd(scene: Scene) -> tuple[Host, int]:
+    host = store_host(scene.lab)
+    assert host is not None, "there is no store"
+    return host, processes(host, "etcd --name=leader")[0]
+
+
+def _kill_etcd(scene: Scene) -> None:
+    host, pid = _etcd(scene)
+    signal(host, pid, "KILL")
+
+
+def _stop_etcd(scene: Scene) -> None:
+    signal(*_etcd(scene), "STOP")
+
+
+def _continue_etcd(scene: Scene) -> None:
+    signal(*_etcd(scene), "CONT")
+
+
+# --- the kernel and the disk --------------------------------------------------------------------------------
+
+
+def _spaces(host: Host) -> list[str]:
+    return [path.name for path in host.path("/run/netns").iterdir() if path.name.startswith(PREFIX)]
+
+
+def _remove_rows(scene: Scene) -> None:
+    """Every row with a destination, the replication rows among them, and every neighbour."""
+    script = """
+for device in $(ip -n $1 -br link show type vxlan | sed 's/[ @].*//'); do
+  bridge -n $1 fdb show dev $device | sed -n 's/^\\([^ ]*\\) dst \\([^ ]*\\) .*/\\1 \\2/p' |
+    while read mac dst; do bridge -n $1 fdb del $mac dev $device dst $dst self; done
+  ip -n $1 neigh flush dev $device nud permanent
+done
+"""
+    for name in _spaces(scene.worker):
+        scene.worker.run(["sh", "-ec", script, "sh", name])
+
+
+def _remove_device(scene: Scene) -> None:
+    script = "ip -n $1 -br link show type vxlan | sed 's/[ @].*//' | xargs -n 1 ip -n $1 link del"
+    for name in _spaces(scene.worker):
+        scene.worker.run(["sh", "-ec", script, "sh", name])
+
+
+def _fill_disk(scene: Scene) -> None:
+    """A small disk over the state folder, as the plugin sees it, then full; the state file goes along."""
+    host, folder = scene.worker, state_folder(scene.worker)
+    inside = "/" + str(folder).split("/root/", 1)[1]
+    kept = host.folder / "state"
+    shutil.copytree(folder, kept, dirs_exist_ok=True)
+    host.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", inside])
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    host.run(["sh", "-c", f"cat /dev/zero >{inside}/ballast 2>/dev/null"], check=False)
+    scene.notes["disk"] = inside
+
+
+def _empty_disk(scene: Scene) -> None:
+    """First a container that cannot start and says why, then room again, then the old disk."""
+    host, inside = scene.worker, scene.notes.pop("disk")
+    argv = ["docker", "run", "--rm", "--network", scene.network, "busybox:latest", "true"]
+    refused = host.run(argv, check=False, timeout=60)
+    assert refused.returncode != 0, "a container started although its endpoint could not be recorded"
+    assert "No space left on device" in refused.stderr, refused.stderr
+    host.run(["rm", f"{inside}/ballast"])
+    accepted = host.run(argv, check=False, timeout=60)
+    assert accepted.returncode == 0, accepted.stderr
+    kept = host.folder / "state"
+    shutil.copytree(state_folder(host), kept, dirs_exist_ok=True)
+    host.run(["umount", inside])
+    shutil.copytree(kept, state_folder(host), dirs_exist_ok=True)
+
+
+def _stop_container_while_away(scene: Scene) -> None:
+    gone = scene.ground.run(scene.worker, scene.network)
+    scene.checker.right_within(5)
+    _disable(scene)
+    gone.remove()
+    assert wait_for(lambda: not scene.worker.docker("ps", "-q", "--filter", f"name=^{gone.name}$"), 20)
+
+
+def _leader_host(scene: Scene) -> list[Host]:
+    return [scene.leader]
+
+
+VANISHED = "an endpoint whose container vanished unseen is not withdrawn yet"
+AUDIT = 40.0
+"""Bound for drift that only the engine's audit finds, every 30 s. To be 2 s once kernel events tell of it."""
+
+FAULTS = (
+    Fault("plugin killed", _kill_arbiter, _arbiter_is_back, bound=10, smoke=True),
+    Fault("worker killed", _kill_worker, _worker_is_back, bound=10),
+    Fault("plugin disabled and enabled", _disable, _enable, lasts=3, bound=10, smoke=True),
+    Fault("plugin upgraded", _push_and_disable, _upgrade, bound=10, slow=True),
+    Fault(
+        "container stopped while the plugin was away",
+        _stop_container_while_away,
+        _enable,
+        bound=10,
+        churn=False,
+        pending=VANISHED,
+    ),
+    Fault("engine stopped and started", _stop_worker, _start_worker, traffic=Traffic.DEAD, bound=30),
+    Fault(
+        "engine killed and started",
+        _kill_worker_engine,
+        _start_worker,
+        traffic=Traffic.DEAD,
+        bound=30,
+        pending=VANISHED,
+    ),
+    Fault("host cut off for 5 s", _cut, _heal, traffic=Traffic.CUT, lasts=5, bound=10, smoke=True),
+    Fault("host cut off for 30 s", _cut, _heal, traffic=Traffic.CUT, lasts=30, bound=10),
+    Fault("host cut off for 5 min", _cut, _heal, traffic=Traffic.CUT, lasts=300, bound=15, slow=True),
+    Fault("node leaves and joins again", _leave, _join_again, traffic=Traffic.DEAD, bound=10),
+    Fault("address moves to another host", _address_here, _address_there, bound=5, lasts=0, churn=False),
+    Fault("host gets another VTEP address and its old one again", _new_address, _old_address, bound=10),
+    Fault("etcd killed", _kill_etcd, hosts=_leader_host, bound=15, smoke=True),
+    Fault("etcd hangs for 5 s", _stop_etcd, _continue_etcd, hosts=_leader_host, lasts=5, bound=15),
+    Fault(
+        "Swarm leader's engine killed",
+        _kill_leader_engine,
+        _start_leader,
+        hosts=_leader_host,
+        traffic=Traffic.DEAD,
+        lasts=15,
+        bound=30,
+        pending=VANISHED,
+    ),
+    Fault(
+        "two managers of three lost and back",
+        _cut_two_managers,
+        _heal_two_managers,
+        hosts=_two_managers,
+        traffic=Traffic.CUT,
+        lasts=20,
+        bound=15,
+        churn=False,
+    ),
+    Fault("rows removed by hand", _remove_rows, traffic=Traffic.CUT, lasts=0, bound=AUDIT, churn=False),
+    Fault(
+        "VXLAN device removed by hand", _remove_device, traffic=Traffic.CUT, lasts=0, bound=AUDIT, churn=False
+    ),
+    Fault("disk full", _fill_disk, _empty_disk, bound=10),
+)
