@@ -53,7 +53,7 @@ from tests.faults.world import differences, snapshot
 
 VTEP = ip_address("192.0.2.1")
 PEER = NodeId("peer")
-INERT = ("CreateNetwork", "CreateEndpoint", "DeleteEndpoint", "DeleteNetwork")
+INERT = ("CreateNetwork", "CreateEndpoint", "Leave", "DeleteEndpoint", "DeleteNetwork")
 PATIENCE = 4.0
 """Seconds in which the world must have become what it should be."""
 _ROW = EndpointRecord(
@@ -266,6 +266,12 @@ class Bench:
         # Records that the engine will never speak of again may stay on the disk, if they do nothing: of an
         # unanswered call that was done all the same, or of what a new process leaves out by itself.
         lost = NETWORK if name in ("CreateNetwork", "DeleteNetwork") else FIRST[:4]
+        if name == "Leave" and (answered or variant == "again"):
+            # A new process takes the pair of one that left down by itself: look after DeleteEndpoint.
+            deleted = call + 3
+            assert story[deleted - 1].name == "DeleteEndpoint"
+            first = story[call + answered : deleted]
+            return [(first, worlds[deleted] | {"forgotten": [lost]}), (story[deleted:], worlds[-1])]
         if answered and name == "CreateEndpoint":  # announced again only by Join
             return [(story[call + 1 :], worlds[-1])]
         if answered:
