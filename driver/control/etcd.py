@@ -170,7 +170,9 @@ class EtcdControlPlane:
             try:
                 self._follow(client, link, watch, scopes)
             except EtcdError:
-                if not (watch.interrupted and self._has_more_to_follow(link)):
+                # An interruption of our own is no trouble of the store's, even when what was to be followed
+                # is not any more, or nothing had been read yet.
+                if link.broken or not watch.interrupted:
                     raise
             finally:
                 with self._exchange.changed:
