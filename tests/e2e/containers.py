@@ -189,7 +189,7 @@ def ours(host: Host) -> dict[str, list[str]]:
     return {
         "namespaces": [n for n in host.run(["ip", "netns"]).stdout.split() if n.startswith("pyoverlay-")],
         "devices": [name for name in devices if name.startswith(("pyo", "port", "vx", "br"))],
-        "mounts": [m.split()[1] for m in mounts if "pyoverlay-" in m],
+        "mounts": [m.split()[1] for m in mounts if " /run/netns/pyoverlay-" in m],
     }
 
 
