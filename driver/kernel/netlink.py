@@ -180,9 +180,16 @@ class NetlinkKernel:
                 channel = self._channel_for(address, address.namespace)
                 _add_address(channel, _existing(channel, address, address.device), address.interface)
             case Delete(Namespace(name)):
+                self._free_vnis(name)
                 self._spaces.drop(name)
             case Delete(BridgeAddress() as address):
                 self._delete_address(address)
+
+    def _free_vnis(self, namespace: str) -> None:
+        """Delete every tunnel, one not yet signed too: a namespace dies late, and its VNIs with it."""
+        channel = self._spaces.channel(namespace)
+        if channel:
+            links.remove(channel, [one.name for one in links.links(channel).values() if one.kind == "vxlan"])
 
     def _apply_rows(self, namespace: str, device: str, ops: Sequence[Op]) -> dict[Key, KernelError]:
         try:
