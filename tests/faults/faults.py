@@ -319,7 +319,7 @@ def _leader_host(scene: Scene) -> list[Host]:
 
 VANISHED = "an endpoint whose container vanished unseen is not withdrawn yet"
 AUDIT = 40.0
-"""Bound for drift that only the engine's audit finds, every 30 s. To be 2 s once kernel events tell of it."""
+"""Bound for what was removed by hand: from when only the audit found it, to be 2 s now."""
 
 FAULTS = (
     Fault("plugin killed", _kill_arbiter, _arbiter_is_back, bound=10, smoke=True),

@@ -11,19 +11,17 @@ import pytest
 from tests.lab import etcd_binary
 
 ROOT = Path(__file__).parents[2]
-ETCD = etcd_binary()
 CALLS = ("CreateNetwork", "CreateEndpoint", "Join", "Leave", "DeleteEndpoint", "DeleteNetwork")
 LEASES = ("RequestPool", "RequestAddress", "ReleaseAddress", "ReleasePool")
 
 
 @pytest.mark.kernel
 @pytest.mark.store
-@pytest.mark.skipif(ETCD is None, reason="there is no etcd")
 @pytest.mark.parametrize(
     "names", [CALLS, ("beside", *CALLS), ("beside", *LEASES)], ids=["alone", "beside another", "leases"]
 )
 def test_killed_before_any_write(names: tuple[str, ...], tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "tests.faults.crashing", str(ETCD), str(tmp_path), *names]
+    program = [sys.executable, "-m", "tests.faults.crashing", str(etcd_binary()), str(tmp_path), *names]
     done = subprocess.run(
         ["unshare", "--net", "--mount", "--fork", "--kill-child", *program],
         cwd=ROOT,

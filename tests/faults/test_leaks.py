@@ -21,16 +21,13 @@ from tests.lab import etcd_binary
 
 CYCLES = int(os.environ.get("PYOVERLAY_CYCLES", "120"))
 WARM_UP = 20
-ETCD = etcd_binary()
 
 
 @pytest.mark.kernel
 @pytest.mark.store
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(ETCD is None, reason="there is no etcd")
 def test_nothing_grows(tmp_path: Path) -> None:
-    assert ETCD is not None
-    with running(start_members(ETCD, tmp_path / "etcd", 1)) as (member,):
+    with running(start_members(etcd_binary(), tmp_path / "etcd", 1)) as (member,):
         ground = RealGround(tmp_path)
         disk = FileDisk(tmp_path / "state.json")
         disk.save(State(Host(NodeId("node"), VTEP)))
