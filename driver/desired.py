@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import ip_interface
 
 from driver.control import EndpointRecord, NodeRecord, Publication
@@ -89,16 +89,22 @@ def desired(state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_U
     return index(objects)
 
 
-def vanished(state: State, network: NetworkId, have: KernelState) -> frozenset[EndpointId]:
-    """Return the joined endpoints whose ports are not in *have*, what the kernel holds of the network.
+def vanished(
+    state: State, network: NetworkId, have: KernelState, ends: Collection[str] = ()
+) -> frozenset[EndpointId]:
+    """Return the joined endpoints that no container has any more.
 
-    The engine has the container end, and it went with its sandbox: nothing can be made anew.
+    Their ports are not in *have*, what the kernel holds of the network: the container end went with its
+    sandbox, and nothing can be made anew. Or their container ends are among *ends*, those that are in
+    the host's namespace: the engine has given them back.
     """
     namespace = namespace_name(network)
-    awaited = [e.id for e in state.endpoints_of(network) if e.phase is Phase.JOINED]
     known = state.joining | state.doubtful
+    awaited = [e.id for e in state.endpoints_of(network) if e.phase is Phase.JOINED and e.id not in known]
     return frozenset(
-        e for e in awaited if e not in known and (Kind.PORT, namespace, port_name(e), "") not in have
+        e
+        for e in awaited
+        if (Kind.PORT, namespace, port_name(e), "") not in have or container_name(e) in ends
     )
 
 

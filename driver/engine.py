@@ -31,7 +31,7 @@ from driver.model import Peer, Underlay
 from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Key, Kind, Namespace, Neighbour
 from driver.peers import adopt
 from driver.plan import Delete, Op, diff
-from driver.state import State, with_doubt
+from driver.state import State, with_doubt, without_doubtful
 from driver.store import Store
 from driver.values import Address, EndpointId, Mac, NetworkId, NodeId
 
@@ -46,6 +46,8 @@ _LOOK_INTERVAL = 1.0
 """Seconds between two looks at a network for the kernel's news: somebody may be fighting us."""
 _WITHDRAW_AFTER = 5.0
 """Seconds that a vanished port waits for the Leave that explains it."""
+_FORGET_AFTER = 60.0
+"""Seconds that a doubtful endpoint waits for its next call; the engine repeats one for 30 s."""
 _SETTLE = 0.002
 """Seconds to wait for more of a burst of changes before a round starts."""
 _SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
@@ -92,6 +94,8 @@ class Engine:
         self._stopping = False
         self._progress: dict[NetworkId, _Progress] = {}
         self._revision = 0
+        self._doubted: Mapping[EndpointId, float] = {}
+        """Doubtful endpoints, and since which audit."""
         self._underlay: tuple[Address | None, Underlay] | None = None
         self._underlay_is_old = True
         self.repairs: Counter[Kind] = Counter()
@@ -183,6 +187,7 @@ class Engine:
             self._done.notify_all()
         if audit:
             self._remove_orphans(state)
+            self._forget(state)
 
     def _settle(
         self,
@@ -260,9 +265,19 @@ class Engine:
 
     def _withdraw(self, network: NetworkId, gone: Collection[EndpointId]) -> None:
         for endpoint in gone:
-            log.warning("network %s: endpoint %s has lost its port: withdrawn", network, endpoint)
+            log.warning("network %s: endpoint %s has lost its container: withdrawn", network, endpoint)
         if gone:
             self._store.update(lambda state: with_doubt(state, gone))
+
+    def _forget(self, state: State) -> None:
+        """Drop the records of endpoints that nobody has spoken of for long enough."""
+        now = self._clock()
+        doubtful = [e for e in state.endpoints if e in state.doubtful]
+        self._doubted = {endpoint: self._doubted.get(endpoint, now) for endpoint in doubtful}
+        old = [e for e, since in self._doubted.items() if now - since >= _FORGET_AFTER]
+        if old:
+            log.info("forgetting %d endpoints that ended unseen", len(old))
+            self._store.update(lambda state: without_doubtful(state, old))
 
     def _read_underlay(self, vtep: Address | None, *, audit: bool) -> Underlay | KernelError:
         """Return the way to the others; when it is gone for now, go on with the last answer."""
@@ -305,8 +320,9 @@ class Engine:
     def _adopt(self) -> None:
         """Take the rows in the kernel as what the others had when the former process ended.
 
-        Who has no port ended after it, or with the whole host.
+        Who has no container ended after it, or with the whole host.
         """
+        ends = self._container_ends()
         for network in self._store.state.networks:
             try:
                 have = self._kernel.read(namespace_name(network))
@@ -315,7 +331,14 @@ class Engine:
                 continue
             if rows := _remote_rows(have):
                 self._store.update(partial(_adopted, network=network, rows=rows, now=self._clock()))
-            self._withdraw(network, vanished(self._store.state, network, have))
+            self._withdraw(network, vanished(self._store.state, network, have, ends))
+
+    def _container_ends(self) -> Collection[str]:
+        try:
+            return self._kernel.container_ends()
+        except KernelError as error:
+            log.warning("who has ended meanwhile is not seen: %s", error)
+            return ()
 
 
 def _tell_underlay(vtep: Address | None, before: Underlay, now: Underlay | None) -> None:

@@ -30,7 +30,8 @@ class State:
 
     After a restart, endpoints that never joined and networks without one that did: the call that made
     them, or was to remove the network, may have died with the former process, and the engine has
-    forgotten them. At any time, joined endpoints whose port the kernel no longer has.
+    forgotten them. At any time, joined endpoints that no container has any more. Endpoints are forgotten
+    when they have been doubtful for longer than the engine repeats a call.
     """
     peers: Peers = field(default_factory=Peers)
 
@@ -138,10 +139,20 @@ def with_phase(state: State, endpoint: Endpoint, phase: Phase, *, joining: bool 
 
 
 def with_doubt(state: State, endpoints: Iterable[EndpointId]) -> State:
-    """Mark endpoints whose ports have vanished; those that are not joined by now are left out."""
+    """Mark endpoints that no container has any more; those that are not joined by now are left out."""
     known = [state.endpoints[endpoint] for endpoint in endpoints if endpoint in state.endpoints]
     gone = {e.id for e in known if e.phase is Phase.JOINED and e.id not in state.joining}
     return replace(state, doubtful=state.doubtful | gone)
+
+
+def without_doubtful(state: State, endpoints: Iterable[EndpointId]) -> State:
+    """Remove those of *endpoints* that are doubtful still."""
+    gone = state.doubtful & set(endpoints)
+    return replace(
+        state,
+        endpoints={k: e for k, e in state.endpoints.items() if k not in gone},
+        doubtful=state.doubtful - gone,
+    )
 
 
 def with_allocation(state: State, network: NetworkId, vnis: tuple[Vni, ...]) -> State:

@@ -27,6 +27,12 @@ class Kernel(Protocol):
         Raises KernelError when the kernel cannot be read.
         """
 
+    def container_ends(self) -> Collection[str]:
+        """Names of the container ends of ours that are in the host's namespace: no container has them.
+
+        Raises KernelError when the kernel cannot be read.
+        """
+
     def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
         """Carry out *ops* in order; one failure never stops the others.
 

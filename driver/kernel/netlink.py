@@ -85,6 +85,19 @@ class NetlinkKernel:
         except OSError as failure:
             raise refusal(wanted, failure, "read") from failure
 
+    def container_ends(self) -> Collection[str]:
+        """Names of the container ends of ours that are in the host's namespace: no container has them.
+
+        Raises KernelError.
+        """
+        try:
+            found = links.links(self._host).values()
+        except OSError as failure:
+            raise KernelError(
+                f"cannot read the host's devices: {failure.strerror}", failure.errno or 0
+            ) from failure
+        return [link.name for link in found if link.ours and link.kind == "veth"]
+
     def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
         """Carry out *ops* in order; one failure never stops the others. See the Protocol.
 

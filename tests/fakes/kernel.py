@@ -76,6 +76,9 @@ class FakeKernel:
         self._news.discard(namespace)
         return {key: obj for key, obj in self.objects.items() if key[1] == namespace}
 
+    def container_ends(self) -> Collection[str]:
+        return [name for name, alias in self.host_devices.items() if alias.startswith("pyoverlay ")]
+
     def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
         failures: dict[Key, KernelError] = {}
         for op in ops:

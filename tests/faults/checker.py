@@ -7,17 +7,23 @@ sends packets.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.faults.facts import FLOOD, Attached, Facts, HostFacts, Space, read
 from tests.lab import CommandError, Host, Lab, wait_for
 
 GRACE = 30.0 + 15.0 + 10.0
 """Seconds for which rows of a host that vanished may stay: grace, lease, and the look for either."""
+
+FORGOTTEN = 60.0 + 30.0 + 5.0
+"""Seconds for which the disk may hold the record of an endpoint that ended while nobody could tell the
+plugin: the time in which its engine may yet speak of it, and an audit. It does nothing meanwhile."""
 
 PING_ALL = """
 import json, os, select, socket, struct, sys, time
@@ -55,6 +61,8 @@ class Expected:
     """By host: the VTEP, where it is not the host's first address."""
     vanished: dict[str, float] = field(default_factory=dict)
     """VTEPs of hosts that vanished without a word, and when (time.monotonic)."""
+    ended: dict[str, float] = field(default_factory=dict)
+    """Endpoints with a record on disk and without a container, and since when that was seen."""
 
 
 def problems(facts: Facts, expected: Expected, now: float) -> list[str]:
@@ -62,11 +70,13 @@ def problems(facts: Facts, expected: Expected, now: float) -> list[str]:
     graced = {vtep for vtep, at in expected.vanished.items() if now - at < GRACE}
     found: list[str] = []
     for host in facts.hosts:
-        found += _host_problems(host, facts, graced, expected)
+        found += _host_problems(host, facts, graced, expected, now)
     return found + list(_store_problems(facts, bool(graced)))
 
 
-def _host_problems(host: HostFacts, facts: Facts, graced: set[str], expected: Expected) -> Iterator[str]:
+def _host_problems(
+    host: HostFacts, facts: Facts, graced: set[str], expected: Expected, now: float
+) -> Iterator[str]:
     local = {a.network for a in host.attached}
     for network in sorted(local):
         space = host.spaces.get(network[:12])
@@ -79,7 +89,7 @@ def _host_problems(host: HostFacts, facts: Facts, graced: set[str], expected: Ex
         yield f"{host.name}: namespace of network {name}, which has no container here"
     for device in sorted(host.devices):
         yield f"{host.name}: device {device} lies about in the host's namespace"
-    yield from _state_problems(host)
+    yield from _state_problems(host, expected, now)
     if host.name in expected.foreign and host.foreign != expected.foreign[host.name]:
         before = expected.foreign[host.name]
         yield f"{host.name}: foreign objects were touched: {before!r} are {host.foreign!r}"
@@ -111,17 +121,27 @@ def _space_problems(
         yield f"device {device} is down or on no bridge"
 
 
-def _state_problems(host: HostFacts) -> Iterator[str]:
+def _state_problems(host: HostFacts, expected: Expected, now: float) -> Iterator[str]:
     """What the plugin has on disk against what its engine has."""
     live = {a.endpoint: a for a in host.attached}
-    written = {e["id"]: e for e in host.state.get("endpoints", ())}
+    written = _records(host)
     for endpoint in sorted(live.keys() - written.keys()):
         yield f"{host.name}: {live[endpoint].name} has no record on disk"
-    for endpoint in sorted(written.keys() - live.keys()):
-        what = f"{written[endpoint]['interfaces']} {written[endpoint]['phase']}"
-        yield f"{host.name}: record of endpoint {endpoint[:12]} is left over: {what}"
+    for endpoint in sorted(ended(host)):
+        if now - expected.ended.get(endpoint, -math.inf) > FORGOTTEN:
+            what = f"{written[endpoint]['interfaces']} {written[endpoint]['phase']}"
+            yield f"{host.name}: record of endpoint {endpoint[:12]} is left over: {what}"
     for network in sorted({n["id"] for n in host.state.get("networks", ())} - host.networks):
         yield f"{host.name}: record of network {network[:12]} is left over"
+
+
+def ended(host: HostFacts) -> set[str]:
+    """Endpoints with a record on disk and without a running container."""
+    return _records(host).keys() - {a.endpoint for a in host.attached}
+
+
+def _records(host: HostFacts) -> dict[str, Any]:
+    return {e["id"]: e for e in host.state.get("endpoints", ())}
 
 
 def _store_problems(facts: Facts, someone_vanished: bool) -> Iterator[str]:
@@ -197,7 +217,9 @@ class Checker:
             facts = read(self.lab, self.expected.vteps)
         except (OSError, CommandError, ValueError) as error:
             return [f"cannot look: {type(error).__name__}: {error}"]
-        return problems(facts, self.expected, time.monotonic())
+        known, now = self.expected.ended, time.monotonic()
+        self.expected.ended = {e: known.get(e, now) for host in facts.hosts for e in ended(host)}
+        return problems(facts, self.expected, now)
 
     def right_within(self, seconds: float) -> float:
         """Wait until all is right and everybody reaches everybody; return how long that took."""

@@ -57,7 +57,7 @@ def stage(stages: Stages, request: pytest.FixtureRequest) -> Iterator[Scene]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.when == "call" and (report.failed or hasattr(report, "wasxfail")):
+    if report.when == "call" and report.failed:
         item.stash[FAILED] = True
         logging.getLogger(__name__).warning("%s: %s", item.name, report.longreprtext)
     return report

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tests.e2e.containers import DRIVER
-from tests.faults.facts import PREFIX, processes, state_folder, store_host
+from tests.faults.facts import PREFIX, processes, read, state_folder, store_host
 from tests.faults.scene import Scene, arbiter_and_worker, leader_of, plugin_answers, signal, until
 from tests.lab import Host, wait_for
 
@@ -43,8 +43,6 @@ class Fault:
     """Belongs to the part that runs in `make test`."""
     slow: bool = False
     """Not for the soak."""
-    pending: str = ""
-    """Why it does not hold yet."""
 
 
 # --- the plugin ---------------------------------------------------------------------------------------------
@@ -60,6 +58,12 @@ def _arbiter_is_back(scene: Scene) -> None:
     old = int(scene.notes.pop("arbiter"))
     until(lambda: arbiter_and_worker(scene.worker)[0] not in (0, old), "the engine starts the plugin again")
     until(lambda: plugin_answers(scene.worker), "the plugin answers")
+
+
+def _kill_and_start_a_container(scene: Scene) -> None:
+    """The engine repeats its calls until the plugin answers again."""
+    _kill_arbiter(scene)
+    scene.ground.run(scene.worker, scene.network)
 
 
 def _kill_worker(scene: Scene) -> None:
@@ -103,6 +107,48 @@ def _upgrade(scene: Scene) -> None:
     assert (state_folder(host).parent / "rootfs/next").exists(), "it is still the old version"
 
 
+def _silence_most(scene: Scene) -> None:
+    """Stop the plugin's processes on all hosts but the worker; the leader's etcd runs on."""
+    scene.checker.right_within(5)
+    for host in scene.lab.hosts:
+        if host is not scene.worker:
+            pair = arbiter_and_worker(host)
+            scene.notes[f"silent {host.name}"] = " ".join(map(str, pair))
+            for pid in pair:
+                signal(host, pid, "STOP")
+
+
+def _wake_most(scene: Scene) -> None:
+    """Only after a look at what the worker has made of it: all rows are still there, and it says why."""
+    rows = {vtep for space in read(scene.lab).hosts[-1].spaces.values() for _, vtep in space.fdb}
+    for host in scene.lab.hosts:
+        if host is not scene.worker:
+            for pid in scene.notes.pop(f"silent {host.name}").split():
+                signal(host, int(pid), "CONT")
+    assert rows == {host.address for host in scene.lab.hosts if host is not scene.worker}, rows
+    assert "more than half" in scene.worker.engine_log(), "nobody was told"
+
+
+def _take_descriptors(scene: Scene) -> None:
+    """No process of the plugin may open another descriptor."""
+    for pid in arbiter_and_worker(scene.worker):
+        limit = scene.worker.run(
+            ["prlimit", "--pid", str(pid), "--nofile", "-o", "SOFT,HARD", "--noheadings"]
+        )
+        scene.notes[f"descriptors {pid}"] = ":".join(limit.stdout.split())
+        scene.worker.run(["prlimit", "--pid", str(pid), "--nofile=3:"])
+
+
+def _give_descriptors(scene: Scene) -> None:
+    """First a container that cannot start, and its user is told why."""
+    argv = ["docker", "run", "--rm", "--network", scene.network, "busybox:latest", "true"]
+    refused = scene.worker.run(argv, check=False, timeout=90)
+    for note in [note for note in scene.notes if note.startswith("descriptors")]:
+        limit = scene.notes.pop(note)
+        scene.worker.run(["prlimit", "--pid", note.split()[1], f"--nofile={limit}"], check=False)
+    assert refused.returncode != 0, "a container started although no descriptor was left"
+
+
 # --- the engine ---------------------------------------------------------------------------------------------
 
 
@@ -119,6 +165,27 @@ def _stop_worker(scene: Scene) -> None:
 
 def _kill_worker_engine(scene: Scene) -> None:
     scene.worker.stop_engine(kill=True)
+
+
+def _reboot(scene: Scene) -> None:
+    """All that is not on disk goes: processes, namespaces, devices, pins, and the engine's own traces."""
+    host = scene.worker
+    host.stop_engine(kill=True)
+    host.run(["sh", "-c", REBOOT])
+    left = host.run(["ip", "-br", "link", "show", "type", "veth"]).stdout.split()
+    assert [name for name in left if name.startswith(("pyo", "veth"))] == [], left
+
+
+REBOOT = f"""
+for pid in $(ps -eo pid=,comm= | awk '$2 ~ /^(containerd|runc|docker)/ {{print $1}}'); do
+  kill -9 $pid $(ps -o pid= --ppid $pid) 2>/dev/null
+done
+sleep 0.5
+for pin in /run/netns/{PREFIX}* /run/docker/netns/*; do umount $pin; rm -f $pin; done
+ip -o link show type veth | grep -oE '(veth|pyo)[^@:]*@' | tr -d @ | xargs -rn 1 ip link del
+for device in docker0 docker_gwbridge; do ip link del $device; done
+rm -rf /run/docker.pid /run/docker/containerd
+"""
 
 
 def _start_worker(scene: Scene) -> None:
@@ -215,6 +282,27 @@ def _set_vtep(scene: Scene, address: str) -> None:
     scene.worker.docker("plugin", "disable", "-f", DRIVER)
     scene.worker.docker("plugin", "set", DRIVER, f"PYOVERLAY_VTEP={address}")
     scene.worker.docker("plugin", "enable", DRIVER)
+
+
+def _lower_mtu(scene: Scene) -> None:
+    _set_mtu(scene, 1400)
+
+
+def _raise_mtu(scene: Scene) -> None:
+    _set_mtu(scene, 1500)
+
+
+def _set_mtu(scene: Scene, mtu: int) -> None:
+    for host in scene.lab.hosts:
+        host.spaces.ip(f"link set {host.interface} mtu {mtu}")
+
+
+def _rename(scene: Scene) -> None:
+    scene.worker.spaces.ip(f"link set {scene.worker.interface} name moved0")
+
+
+def _name_again(scene: Scene) -> None:
+    scene.worker.spaces.ip(f"link set moved0 name {scene.worker.interface}")
 
 
 def _address_here(scene: Scene) -> None:
@@ -317,12 +405,9 @@ def _leader_host(scene: Scene) -> list[Host]:
     return [scene.leader]
 
 
-VANISHED = "an endpoint whose container vanished unseen is not withdrawn yet"
-AUDIT = 40.0
-"""Bound for what was removed by hand: from when only the audit found it, to be 2 s now."""
-
 FAULTS = (
     Fault("plugin killed", _kill_arbiter, _arbiter_is_back, bound=10, smoke=True),
+    Fault("container started while the plugin is killed", _kill_and_start_a_container, _arbiter_is_back),
     Fault("worker killed", _kill_worker, _worker_is_back, bound=10),
     Fault("plugin disabled and enabled", _disable, _enable, lasts=3, bound=10, smoke=True),
     Fault("plugin upgraded", _push_and_disable, _upgrade, bound=10, slow=True),
@@ -332,7 +417,6 @@ FAULTS = (
         _enable,
         bound=10,
         churn=False,
-        pending=VANISHED,
     ),
     Fault("engine stopped and started", _stop_worker, _start_worker, traffic=Traffic.DEAD, bound=30),
     Fault(
@@ -341,8 +425,8 @@ FAULTS = (
         _start_worker,
         traffic=Traffic.DEAD,
         bound=30,
-        pending=VANISHED,
     ),
+    Fault("host rebooted", _reboot, _start_worker, traffic=Traffic.DEAD, bound=30),
     Fault("host cut off for 5 s", _cut, _heal, traffic=Traffic.CUT, lasts=5, bound=10, smoke=True),
     Fault("host cut off for 30 s", _cut, _heal, traffic=Traffic.CUT, lasts=30, bound=10),
     Fault("host cut off for 5 min", _cut, _heal, traffic=Traffic.CUT, lasts=300, bound=15, slow=True),
@@ -359,7 +443,6 @@ FAULTS = (
         traffic=Traffic.DEAD,
         lasts=15,
         bound=30,
-        pending=VANISHED,
     ),
     Fault(
         "two managers of three lost and back",
@@ -371,9 +454,11 @@ FAULTS = (
         bound=15,
         churn=False,
     ),
-    Fault("rows removed by hand", _remove_rows, traffic=Traffic.CUT, lasts=0, bound=AUDIT, churn=False),
-    Fault(
-        "VXLAN device removed by hand", _remove_device, traffic=Traffic.CUT, lasts=0, bound=AUDIT, churn=False
-    ),
+    Fault("rows removed by hand", _remove_rows, traffic=Traffic.CUT, lasts=0, bound=2, churn=False),
+    Fault("VXLAN device removed by hand", _remove_device, traffic=Traffic.CUT, lasts=0, bound=2, churn=False),
+    Fault("underlay's MTU lowered and raised", _lower_mtu, _raise_mtu, lasts=2, bound=5),
+    Fault("underlay's interface renamed and back", _rename, _name_again, lasts=2, bound=5),
+    Fault("out of descriptors", _take_descriptors, _give_descriptors, bound=10),
+    Fault("more than half of the nodes silent", _silence_most, _wake_most, lasts=60, churn=False, slow=True),
     Fault("disk full", _fill_disk, _empty_disk, bound=10),
 )

@@ -28,7 +28,7 @@ CALM = 45.0
 FAULT_SHARE = 0.3
 MOST = 6
 """Containers beside the anchors, networks beside the first one and replicas, at most."""
-CHOSEN = [f for f in FAULTS if not (f.slow or f.pending)]
+CHOSEN = [f for f in FAULTS if not f.slow]
 
 
 @dataclass(slots=True)

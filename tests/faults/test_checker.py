@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import GRACE, Expected, problems
+from tests.faults.checker import FORGOTTEN, GRACE, Expected, problems
 from tests.faults.facts import FLOOD, Attached, Facts, HostFacts, Space
 
 NETWORK = "n" * 25
@@ -124,6 +124,13 @@ def test_nothing_is_wrong_with_what_is_right() -> None:
 @pytest.mark.parametrize("complaint", SPOILT)
 def test_a_spoilt_lab_is_told_in_one_sentence(complaint: str) -> None:
     assert [complaint in text for text in problems(SPOILT[complaint], EXPECTED, NOW)] == [True]
+
+
+def test_the_record_of_an_endpoint_that_ended_unseen_may_stay_for_a_while_and_no_longer() -> None:
+    seen = Expected(foreign=EXPECTED.foreign, ended={"xyz": NOW - 1})
+    spoilt = SPOILT["record of endpoint xyz is left over"]
+    assert problems(spoilt, seen, NOW) == []
+    assert problems(spoilt, seen, NOW + FORGOTTEN) != []
 
 
 def test_rows_of_a_host_that_vanished_may_stay_for_the_grace_and_no_longer() -> None:

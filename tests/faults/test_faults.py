@@ -27,8 +27,6 @@ def case(fault: Fault) -> ParameterSet:
     marks = [pytest.mark.lab, pytest.mark.timeout(600)]
     if not fault.smoke:
         marks.append(pytest.mark.faults)
-    if fault.pending:
-        marks.append(pytest.mark.xfail(reason=fault.pending, strict=True))
     return pytest.param(fault, id=fault.name.replace(" ", "-"), marks=marks)
 
 

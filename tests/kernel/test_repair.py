@@ -197,5 +197,5 @@ def test_a_container_that_died_unseen_is_withdrawn(
     lab.a.containers.pop(1)
     left = {ip_address("10.1.0.11"), ip_address("10.2.0.11")}
     assert eventually(lambda: {r.address for r in publication(lab.a.store.state).endpoints} == left)
-    assert caplog.text.count("has lost its port") == 1
+    assert caplog.text.count("has lost its container") == 1
     assert eventually(lambda: "10.1.0.12" not in str(lab.b.store.state.peers.entries[NetworkId(SPOILT)]))

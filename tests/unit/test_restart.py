@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 
 import pytest
 
 from driver.control.memory import MemoryStore
+from driver.desired import container_name, port_name
 from driver.errors import Conflict
-from driver.objects import Namespace
+from driver.objects import Kind, Namespace
 from driver.values import EndpointId, NetworkId
 from tests.unit.test_service import EP, EP2, NET, SUBNETS, Node, _soon
 
@@ -33,8 +35,13 @@ def again(node: Node) -> None:
     node.begin()
 
 
-def create_endpoint(node: Node, endpoint: str) -> None:
-    node.service.create_endpoint(NET, endpoint, [ip_interface("10.62.0.4/24")], None, {})
+def create_endpoint(node: Node, endpoint: str, address: str = "10.62.0.4") -> None:
+    node.service.create_endpoint(NET, endpoint, [ip_interface(f"{address}/24")], None, {})
+
+
+def written(node: Node) -> set[str]:
+    saved = node.disk.load()
+    return set(saved.endpoints) if saved else set()
 
 
 def test_an_endpoint_that_never_joined_is_not_announced_and_holds_no_address(
@@ -58,6 +65,44 @@ def test_it_counts_again_when_it_joins(node: Node, cluster: MemoryStore) -> None
     assert any("10.62.0.4" in key for key in cluster.dump())
     with pytest.raises(Conflict, match=r"10\.62\.0\.4 is used"):
         create_endpoint(node, EP2)
+
+
+def test_a_container_that_ended_while_the_plugin_was_away_is_gone(node: Node, cluster: MemoryStore) -> None:
+    """The engine gave the container end back to the host, and said Leave and DeleteEndpoint to nobody."""
+    node.create()
+    node.attach(EP, "10.62.0.4")
+    node.attach(EP2, "10.62.0.5")
+    node.end()
+    ended = EndpointId(EP)
+    alias = next(str(getattr(o, "alias", "")) for k, o in node.have().items() if k[2] == port_name(ended))
+    node.kernel.host_devices[container_name(ended)] = alias
+    node.begin()
+    assert _soon(lambda: not any("10.62.0.4" in key for key in cluster.dump()))
+    assert _soon(lambda: node.kernel.host_devices == {})
+    assert {k[2] for k in node.have() if k[0] == Kind.PORT} == {port_name(EndpointId(EP2))}
+
+
+def test_a_join_that_was_never_answered_can_be_repeated(node: Node) -> None:
+    node.create()
+    create_endpoint(node, EP)
+    node.service.join(NET, EP, "")
+    again(node)
+    assert _soon(lambda: node.kernel.host_devices == {})
+    attachment = node.service.join(NET, EP, "")
+    assert attachment.interface in node.kernel.host_devices
+
+
+def test_what_nobody_speaks_of_again_is_forgotten(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.audit_interval = 0.1
+    monkeypatch.setattr("driver.engine._FORGET_AFTER", 0.5)
+    node.create()
+    node.attach(EP, "10.62.0.4")
+    create_endpoint(node, EP2, "10.62.0.5")
+    again(node)
+    time.sleep(0.2)
+    assert written(node) == {EP, EP2}
+    assert _soon(lambda: written(node) == {EP})
+    assert set(node.store.state.networks) == {NET}, "the engine may still have it"
 
 
 def test_an_endpoint_that_left_is_gone(node: Node) -> None:

@@ -41,11 +41,12 @@ class Node:
         self.kernel.underlays = {state.host.vtep: UNDERLAY, ip_address("192.0.2.99"): UNDERLAY}
         self.cluster = cluster
         self.scope = scope
+        self.audit_interval = 60.0
         self.begin()
 
     def begin(self) -> None:
         self.store = Store(self.disk)
-        self.engine = Engine(self.store, self.kernel, audit_interval=60)
+        self.engine = Engine(self.store, self.kernel, audit_interval=self.audit_interval)
         self.peering = Peering(self.store, MemoryControlPlane(self.store.state.host.id, self.cluster))
         self.service = OverlayService(self.store, self.engine, self.peering, scope=self.scope)
         self.engine.start()
@@ -60,7 +61,7 @@ class Node:
 
     def attach(self, endpoint: str, address: str, network: str = NET) -> None:
         self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/24")], None, {})
-        self.service.join(network, endpoint, "/run/docker/netns/x")
+        self.kernel.take(self.service.join(network, endpoint, "/run/docker/netns/x").interface)
 
     def detach(self, endpoint: str, network: str = NET) -> None:
         self.service.leave(network, endpoint)
@@ -146,7 +147,8 @@ def test_calls_may_be_repeated_and_come_for_unknown_objects(nodes: list[Node]) -
     for _ in range(2):
         node.create()
     for _ in range(2):
-        node.attach(EP, "10.62.0.4")
+        service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+        service.join(NET, EP, "")
     for _ in range(2):
         service.leave(NET, EP)
     for _ in range(2):
