@@ -181,10 +181,11 @@ for pid in $(ps -eo pid=,comm= | awk '$2 ~ /^(containerd|runc|docker)/ {{print $
   kill -9 $pid $(ps -o pid= --ppid $pid) 2>/dev/null
 done
 sleep 0.5
-for pin in /run/netns/{PREFIX}* /run/docker/netns/*; do umount $pin; rm -f $pin; done
+awk '{{print $2}}' /proc/mounts | grep -E '^/(run/docker/|var/lib/docker/|run/netns/{PREFIX})' |
+  tac | xargs -n 1 umount -l
 ip -o link show type veth | grep -oE '(veth|pyo)[^@:]*@' | tr -d @ | xargs -rn 1 ip link del
 for device in docker0 docker_gwbridge; do ip link del $device; done
-rm -rf /run/docker.pid /run/docker/containerd
+rm -rf /run/docker /run/docker.pid /run/docker.sock /run/netns/{PREFIX}*
 """
 
 

@@ -1,0 +1,68 @@
+"""Many at once, on real engines: nothing is lost meanwhile and nothing is left over afterwards."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.containers import DRIVER, eventually
+from tests.faults.leaks import all_usage, leaks, store_keys
+from tests.faults.scene import Scene, until
+
+pytestmark = [pytest.mark.lab, pytest.mark.faults, pytest.mark.timeout(900)]
+EACH = 50
+NETWORKS = 200
+
+
+def test_fifty_containers_started_and_stopped_at_once_on_each_host(stage: Scene) -> None:
+    ground, hosts = stage.ground, stage.lab.hosts
+    before, keys = all_usage(stage.lab), store_keys(stage.lab)
+    meter = stage.meter(hosts[1], hosts[-1])
+    try:
+        everybody = EACH * len(hosts)
+        service = ground.service(
+            stage.network, 0, "--endpoint-mode", "dnsrr", "--replicas-max-per-node", str(EACH)
+        )
+        ground.manager.docker("service", "scale", "-d", f"{service}={everybody}")
+        assert eventually(lambda: len(ground.tasks(service)) == everybody, 400)
+        took = stage.checker.right_within(120)
+        print(f"{everybody} containers: right {took:.1f} s after the last one ran")
+        ground.manager.docker("service", "rm", service)
+        ground.services.remove(service)
+        until(lambda: not ground.tasks(service), "all tasks end", 200)
+        stage.checker.right_within(60)
+        reading = meter.stop()
+    finally:
+        meter.abandon()
+    assert reading.whole, reading
+    assert leaks(before, all_usage(stage.lab)) == []
+    assert store_keys(stage.lab) == keys
+
+
+def test_two_hundred_networks_created_used_and_removed(stage: Scene) -> None:
+    host = stage.worker
+    before, keys = all_usage(stage.lab), store_keys(stage.lab)
+    names = [f"many{number}" for number in range(NETWORKS)]
+    guest = stage.ground.run(host, stage.network)
+    meter = stage.meter(stage.lab.hosts[1], host)
+    try:
+        for name in names:
+            stage.ground.manager.docker("network", "create", "-d", DRIVER, "--attachable", name)
+            until(lambda n=name: connected(stage, guest.name, n), f"{guest.name} is in {name}")  # type: ignore[misc]
+        stage.checker.right_within(10)
+        for name in names:
+            host.docker("network", "disconnect", name, guest.name)
+            stage.ground.manager.docker("network", "rm", name)
+        guest.remove()
+        stage.ground.containers.remove(guest)
+        stage.checker.right_within(30)
+        reading = meter.stop()
+    finally:
+        meter.abandon()
+    assert reading.whole, reading
+    assert leaks(before, all_usage(stage.lab)) == []
+    assert store_keys(stage.lab) == keys
+
+
+def connected(stage: Scene, container: str, network: str) -> bool:
+    done = stage.worker.run(["docker", "network", "connect", network, container], check=False)
+    return done.returncode == 0
