@@ -137,7 +137,6 @@ def _segment(state: State, network: Network, segment: Segment, mtu: int) -> Iter
         network.port,
         state.host.vtep,
         bridge,
-        mtu,
         alias,
     )
 
@@ -151,10 +150,10 @@ def _port(state: State, network: Network, endpoint: Endpoint, mtu: int) -> Port 
         namespace_name(network.id),
         port_name(endpoint.id),
         bridge_name(segment.vni),
-        mtu,
         f"{ALIAS_PREFIX}endpoint {endpoint.id} {addresses}",
         peer=container_name(endpoint.id),
         peer_mac=endpoint.mac,
+        peer_mtu=mtu,
         create=endpoint.id in state.joining,
     )
 

@@ -30,6 +30,12 @@ ALIAS_PREFIX = "pyoverlay "
 FLOOD_MAC = Mac("00:00:00:00:00:00")
 """FDB rows of this MAC are the head-end replication list: one per VTEP that has the network."""
 
+TUNNEL_MTU = 65485
+"""Of every VXLAN device and every bridge end of a veth pair, whatever the containers have (ADR 7).
+
+The most that a tunnel can carry: of the 65535 bytes of an outer IPv4 packet 50 are not the container's.
+"""
+
 WRONG_MTU = -1
 """Stands for "some setting that our objects do not name is not as we make it".
 
@@ -71,7 +77,10 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """The switch of one segment; up, IPv4 forwarding on."""
+    """The switch of one segment; up, IPv4 forwarding on.
+
+    *mtu* is the containers': what the host routes from one subnet to another must fit.
+    """
 
     namespace: str
     name: str
@@ -112,8 +121,9 @@ class Vxlan:
     port: int
     local: Address | None
     bridge: str
-    mtu: int
     alias: str
+    mtu: int = TUNNEL_MTU
+    """No wish has another one; the kernel may, after a careless hand or a former version of ours."""
 
     @property
     def key(self) -> Key:
@@ -126,19 +136,21 @@ class Port:
     """The bridge end of a container's veth pair, in the network's namespace.
 
     The container end, *peer*, is made beside it in the host's namespace with *peer_mac* and
-    the same MTU, for the engine to move. After that the kernel no longer shows it to us, so
-    *peer*, *peer_mac* and *create* do not take part in comparisons. *create* is false once
-    the engine has the container end: a port that is gone then is not made anew.
+    *peer_mtu*, for the engine to move. After that the kernel no longer shows it to us, so these
+    and *create* do not take part in comparisons. *create* is false once the engine has the
+    container end: a port that is gone then is not made anew.
     """
 
     namespace: str
     name: str
     bridge: str
-    mtu: int
     alias: str
     peer: str = field(default="", compare=False)
     peer_mac: Mac = field(default=Mac(""), compare=False)
+    peer_mtu: int = field(default=0, compare=False)
     create: bool = field(default=True, compare=False)
+    mtu: int = TUNNEL_MTU
+    """As a VXLAN device's."""
 
     @property
     def key(self) -> Key:

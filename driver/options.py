@@ -9,6 +9,7 @@ from itertools import combinations, count
 
 from driver.errors import BadRequest, Conflict
 from driver.model import Segment, Subnet
+from driver.objects import TUNNEL_MTU
 from driver.values import MAX_VNI, VXLAN_PORT, NetworkId, Vni
 
 ENGINE_PREFIX = "com.docker.network."
@@ -21,7 +22,7 @@ REFUSED = "pyoverlay.refused"
 VNI_BASE = 1 << 23
 """Derived VNIs are 2^23 and above: the built-in overlay counts up from 4096."""
 
-_MTU = range(576, 65486)
+_MTU = range(576, TUNNEL_MTU + 1)
 _PORTS = range(1, 65536)
 
 

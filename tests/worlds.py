@@ -93,7 +93,7 @@ def _segment(
     alias = f"pyoverlay network {number}, VNI {vni}"
     found: list[KernelObject] = [
         Bridge(namespace, bridge, mac, mtu, alias),
-        Vxlan(namespace, vxlan, vni, random.choice((4789, 4790)), local, bridge, mtu, alias),
+        Vxlan(namespace, vxlan, vni, random.choice((4789, 4790)), local, bridge, alias),
     ]
     gateways = [f"{prefix4}.1/24", f"{prefix6}:1/64"]
     chosen = random.sample(gateways, random.randint(0, 2))
@@ -101,7 +101,7 @@ def _segment(
     for port in random.sample(range(4), random.randint(0, 3)):
         peer = f"c{number}{segment}{port}"
         peer_mac = mac_of(IPv4Address(f"{prefix4}.{10 + port}"))
-        found.append(Port(namespace, f"p{segment}{port}", bridge, mtu, f"pyoverlay {peer}", peer, peer_mac))
+        found.append(Port(namespace, f"p{segment}{port}", bridge, f"pyoverlay {peer}", peer, peer_mac, mtu))
     for host in random.sample(range(100, 108), random.randint(0, 6)):
         addresses: list[Address] = [IPv4Address(f"{prefix4}.{host}"), IPv6Address(f"{prefix6}:{host}")]
         owner = mac_of(addresses[0])

@@ -155,9 +155,10 @@ def device(namespace: str, found: Link, masters: Mapping[int, Link]) -> Device |
         case "vxlan":
             sound = found.up and found.plain and tunnel_is_sound(found) and not learns(found)
             mtu = found.mtu if sound else WRONG_MTU
-            return Vxlan(namespace, name, found.vni, found.udp_port, found.local, master, mtu, alias)
+            return Vxlan(namespace, name, found.vni, found.udp_port, found.local, master, alias, mtu)
         case "veth":
-            return Port(namespace, name, master, found.mtu if found.up and found.plain else WRONG_MTU, alias)
+            mtu = found.mtu if found.up and found.plain else WRONG_MTU
+            return Port(namespace, name, master, alias, mtu=mtu)
         case _:
             return None
 

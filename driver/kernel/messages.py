@@ -134,7 +134,7 @@ def new_pair(want: Port, host: int) -> bytes:
     peer: _Attributes = [
         ("IFLA_IFNAME", want.peer),
         ("IFLA_ADDRESS", want.peer_mac),
-        ("IFLA_MTU", want.mtu),
+        ("IFLA_MTU", want.peer_mtu),
         ("IFLA_NET_NS_FD", host),
     ]
     kind = _linkinfo("veth", [("VETH_INFO_PEER", {"attrs": peer})])

@@ -220,7 +220,7 @@ class FakeKernel:
             return
         if not want.create:
             raise _refused(want, errno.ENODEV)
-        _check_device(want.peer, want.mtu, want)
+        _check_device(want.peer, want.peer_mtu, want)
         if not self.host_devices.get(want.peer, want.alias).startswith("pyoverlay "):
             raise _refused(want, errno.EEXIST)
         for port in [p for p in self._all(Port) if p.peer == want.peer and want.peer in self.host_devices]:

@@ -1,4 +1,4 @@
-"""Machines for kernel tests: the whole driver on the real kernel, containers, a meter of packets."""
+"""Machines for kernel tests: the whole driver on the real kernel, containers, meters of traffic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from driver.service import OverlayService
 from driver.state import State
 from driver.store import Store
 from driver.values import EndpointId, NodeId
-from tests.kernel.hosts import Host, Space
+from tests.kernel.hosts import Host, Space, eventually
+
+_NO_PMTU_DISCOVERY = (socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT: Python has no names
 
 
 class Machine:
@@ -133,3 +135,68 @@ class Meter:
             answer = self._socket.recv(2048)[20:]
             if answer[0] == 0 and answer[4:6] == struct.pack("!H", 4242):
                 self._answered.add(struct.unpack("!I", answer[8:12])[0])
+
+
+class Stream:
+    """A TCP connection from *source* to *address*, which is *target*'s; full segments, all the time."""
+
+    def __init__(self, source: Space, target: Space, address: str) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with target.socket(family, socket.SOCK_STREAM) as listener:
+            listener.bind((address, 0))
+            listener.listen()
+            self._sender = source.socket(family, socket.SOCK_STREAM)
+            self._sender.connect((address, listener.getsockname()[1]))
+            self._receiver, _ = listener.accept()
+        self.received = 0
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._receive)]
+
+    def __enter__(self) -> Stream:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for opened in (self._sender, self._receiver):
+            with suppress(OSError):  # not connected any more
+                opened.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._sender.close()
+        self._receiver.close()
+
+    def flows(self) -> bool:
+        """Tell whether 4 MB more arrive, soon."""
+        goal = self.received + 4_000_000
+        return eventually(lambda: self.received > goal)
+
+    def _send(self) -> None:
+        with suppress(OSError):  # stuck for longer than its timeout, or stopped
+            while not self._stopped.wait(0.001):
+                self._sender.sendall(bytes(65536))
+
+    def _receive(self) -> None:
+        with suppress(OSError):
+            while got := self._receiver.recv(1 << 20):
+                self.received += len(got)
+
+
+def datagrams(source: Space, target: Space, address: str, size: int, *, df: bool = True) -> list[bool]:
+    """Send five datagrams, one after another, with DF as usual or without; tell which arrived."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        source.socket(family, socket.SOCK_DGRAM) as sender,
+        target.socket(family, socket.SOCK_DGRAM) as receiver,
+    ):
+        if not df:
+            sender.setsockopt(*_NO_PMTU_DISCOVERY)
+        receiver.bind((address, 0))
+        receiver.settimeout(0.3)
+        arrived = []
+        for number in range(5):
+            sender.sendto(bytes([number]) * size, receiver.getsockname())
+            with suppress(TimeoutError):
+                arrived.append(receiver.recv(65536))
+    return [bytes([number]) * size in arrived for number in range(5)]

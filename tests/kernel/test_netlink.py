@@ -18,6 +18,7 @@ from driver.kernel.netlink import NetlinkKernel
 from driver.kernel.wire import Channel, Refused
 from driver.model import Underlay
 from driver.objects import (
+    TUNNEL_MTU,
     Bridge,
     BridgeAddress,
     FdbEntry,
@@ -27,6 +28,7 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Vxlan,
 )
 from driver.plan import Delete, Set, diff
 from driver.values import mac_of
@@ -50,7 +52,7 @@ def test_ip_sees_the_tunnel_as_it_must_be(space: Space) -> None:
     (vxlan,) = space.json("ip -j -d link show vx0")
     data = vxlan["linkinfo"]["info_data"]
     assert vxlan["master"] == "br0"
-    assert vxlan["mtu"] == 1450
+    assert vxlan["mtu"] == TUNNEL_MTU
     assert vxlan["ifalias"] == "pyoverlay net1"
     assert "UP" in vxlan["flags"]
     assert vxlan["inet6_addr_gen_mode"] == "none"
@@ -74,7 +76,7 @@ def test_ip_sees_the_bridge_as_it_must_be(space: Space) -> None:
 def test_ip_sees_the_pair_as_it_must_be(host: Host, space: Space) -> None:
     (inner,) = space.json("ip -j -d link show p0")
     (outer,) = host.json("ip -j -d link show c0")
-    assert (inner["master"], inner["mtu"], inner["ifalias"]) == ("br0", 1450, "pyoverlay container")
+    assert (inner["master"], inner["mtu"], inner["ifalias"]) == ("br0", TUNNEL_MTU, "pyoverlay container")
     assert (outer["address"], outer["mtu"], outer["ifalias"]) == (
         "02:42:0a:01:00:02",
         1450,
@@ -276,11 +278,24 @@ def test_one_bad_row_among_many_fails_alone(host: Host, space: Space) -> None:
 
 def test_a_bridge_keeps_its_mtu_whatever_its_ports_have(host: Host) -> None:
     want = network(mtu=1500)
-    port = want[PORT]
-    assert isinstance(port, Port)
-    want[PORT] = replace(port, mtu=1300)
     assert host.kernel.apply(diff(want, {})) == {}
+    host.overlay(NS).run("ip link add dbg0 mtu 1300 master br0 type veth; ip link set dbg0 mtu 1200")
     assert host.kernel.read(NS) == want
+
+
+@pytest.mark.parametrize("local", ["192.0.2.1", "2001:db8::1"])
+def test_what_a_former_version_made_is_changed_in_place(host: Host, local: str) -> None:
+    """It gave every device the containers' MTU; the engine has the container end by now."""
+    want = network(local=local)
+    former = {key: replace(o, mtu=1450) if isinstance(o, Port | Vxlan) else o for key, o in want.items()}
+    assert host.kernel.apply(diff(former, {})) == {}
+    before = {link["ifname"]: link["ifindex"] for link in host.overlay(NS).json("ip -j link")}
+    assert host.kernel.read(NS) == former
+    ops = diff(want, former)
+    assert {op.want.key for op in ops if isinstance(op, Set)} == {PORT, VXLAN}
+    assert host.kernel.apply(ops) == {}
+    assert host.kernel.read(NS) == want
+    assert {link["ifname"]: link["ifindex"] for link in host.overlay(NS).json("ip -j link")} == before
 
 
 def test_routes_are_the_hosts_own(host: Host) -> None:

@@ -18,7 +18,7 @@ from driver.model import Underlay
 from driver.objects import KernelState
 from driver.values import EndpointId, NetworkId
 from tests.kernel.hosts import Host, Space, eventually
-from tests.kernel.machine import Machine, Meter, endpoint_id, pair
+from tests.kernel.machine import Machine, Meter, Stream, datagrams, endpoint_id, pair
 
 pytestmark = pytest.mark.kernel
 
@@ -163,14 +163,28 @@ def test_all_at_once_and_again(lab: Lab) -> None:
     assert other.lost == 0
 
 
-def test_an_underlay_with_another_mtu_or_name_is_followed(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
-    with Meter(lab.first, "10.1.0.21") as same:
+def test_the_underlays_mtu_is_lowered_under_a_tcp_stream_and_full_sized_datagrams(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is stuck: who cannot be told has its packets fragmented."""
+    there, back = lab.b.containers[0], lab.b.containers[1]
+    with Meter(lab.first, "10.1.0.21") as same, Stream(lab.first, there, "10.1.0.21") as stream:
+        assert stream.flows()
         for machine in (lab.a, lab.b):
             machine.host.run("ip link set u0 mtu 1400")
         assert eventually(lab.right)
-        (vxlan,) = lab.space().json("ip -j link show vx7001")
-        assert vxlan["mtu"] == 1350
+        (bridge,) = lab.space().json("ip -j link show br7001")
+        assert bridge["mtu"] == 1350
+        assert stream.flows()
     assert same.lost == 0
+    assert datagrams(back, lab.first, "10.1.0.11", 1422)[1:] == [True] * 4
+    assert datagrams(there, lab.first, "10.1.0.11", 1422, df=False) == [True] * 5
+    (newcomer,) = lab.a.attach(SPOILT, "10.1.0.13").json("ip -j link show eth0")
+    assert newcomer["mtu"] == 1350
+    for machine in (lab.a, lab.b):
+        machine.host.run("ip link set u0 mtu 1500")
+    assert eventually(lab.right)
+    assert datagrams(lab.first, back, "10.1.0.22", 1422) == [True] * 5
     assert caplog.text.count("was 1500 and is 1400") == 2
     assert "repaired" not in caplog.text
 
@@ -195,7 +209,7 @@ def test_a_container_that_died_unseen_is_withdrawn(
     monkeypatch.setattr("driver.engine._WITHDRAW_AFTER", 0.5)
     lab.a.containers[1].close()
     lab.a.containers.pop(1)
-    left = {ip_address("10.1.0.11"), ip_address("10.2.0.11")}
+    left = {ip_address("10.1.0.11"), ip_address("10.1.0.13"), ip_address("10.2.0.11")}
     assert eventually(lambda: {r.address for r in publication(lab.a.store.state).endpoints} == left)
     assert caplog.text.count("has lost its container") == 1
     assert eventually(lambda: "10.1.0.12" not in str(lab.b.store.state.peers.entries[NetworkId(SPOILT)]))

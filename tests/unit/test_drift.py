@@ -14,7 +14,7 @@ from driver.control.memory import MemoryStore
 from driver.desired import namespace_name, port_name, publication
 from driver.drift import findings, sentence
 from driver.model import Underlay
-from driver.objects import FdbEntry, Kind, Namespace, Port, Vxlan
+from driver.objects import Bridge, FdbEntry, Kind, Namespace, Port, Vxlan
 from driver.plan import diff
 from driver.values import EndpointId, Mac, NetworkId
 from tests.kernel.samples import NS, PEER_MAC, network
@@ -33,6 +33,10 @@ def node() -> Iterator[Node]:
 
 def vxlan(node: Node) -> Vxlan:
     return next(o for o in node.have().values() if isinstance(o, Vxlan))
+
+
+def bridge(node: Node) -> Bridge:
+    return next(o for o in node.have().values() if isinstance(o, Bridge))
 
 
 def attach(node: Node, endpoint: str, address: str) -> None:
@@ -72,7 +76,7 @@ def test_what_the_wish_changes_is_no_drift(node: Node) -> None:
     attach(node, EP2, "10.62.0.5")
     node.detach(EP2)
     node.kernel.move_underlay(ip_address("192.0.2.1"), Underlay("eth0", 1400))
-    assert _soon(lambda: vxlan(node).mtu == 1350)
+    assert _soon(lambda: bridge(node).mtu == 1350)
     assert node.engine.repairs == {}
 
 
@@ -115,7 +119,7 @@ def test_an_outer_address_that_is_away_for_a_while_tears_nothing_down(
     attach(node, EP2, "10.62.0.5")
     assert before.items() <= node.have().items()
     node.kernel.move_underlay(vtep, Underlay("bond0", 9000))
-    assert _soon(lambda: vxlan(node).mtu == 8950)
+    assert _soon(lambda: bridge(node).mtu == 8950)
 
 
 class TestVanishedPorts:

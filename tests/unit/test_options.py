@@ -42,6 +42,7 @@ def subnet(prefix: str) -> Subnet:
         ({"vxlan_port": ""}, ["vxlan_port"]),
         ({"mtu": "100"}, ["mtu", "100", "576"]),
         ({"mtu": "-5"}, ["mtu", "-5"]),
+        ({"mtu": "65486"}, ["mtu", "65486", "65485"]),
         ({"com.docker.network.driver.mtu": "x"}, ["com.docker.network.driver.mtu", "x"]),
         ({"mtu": "1400", "com.docker.network.driver.mtu": "1450"}, ["only one"]),
         ({"colour": "blue"}, ["colour", "blue", "remove it", "vni, vxlan_port, mtu"]),

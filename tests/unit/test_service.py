@@ -15,9 +15,20 @@ from driver.disk import MemoryDisk
 from driver.engine import Engine
 from driver.errors import BadRequest, Conflict, KernelError, NotFound, Unsupported
 from driver.model import Host, Phase, Subnet, Underlay
-from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Kind, Neighbour, Port, Vxlan
+from driver.objects import (
+    FLOOD_MAC,
+    TUNNEL_MTU,
+    Bridge,
+    FdbEntry,
+    KernelState,
+    Kind,
+    Neighbour,
+    Port,
+    Vxlan,
+)
 from driver.options import REFUSED
 from driver.peering import Peering
+from driver.plan import Set
 from driver.service import OverlayService, Route
 from driver.state import State
 from driver.store import Store
@@ -264,7 +275,22 @@ def test_a_vtep_on_no_device_is_a_clear_refusal(nodes: list[Node]) -> None:
         node.attach(EP, "10.62.0.4")
     node.kernel.underlays[ip_address("192.0.2.50")] = Underlay("eth0", 1400)
     node.service.join(NET, EP, "")
-    assert _vxlan(node).mtu == 1350
+    assert _mtus(node) == {"bridge": 1350, "container": 1350, "port": TUNNEL_MTU, "tunnel": TUNNEL_MTU}
+
+
+def test_a_lower_mtu_is_for_new_containers_and_the_bridge(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    node.attach(EP, "10.62.0.4")
+    before = _mtus(node)
+    assert before == {"bridge": 1450, "container": 1450, "port": TUNNEL_MTU, "tunnel": TUNNEL_MTU}
+    node.kernel.applied.clear()
+    node.kernel.move_underlay(node.store.state.host.vtep, Underlay("eth0", 1400))
+    assert _soon(lambda: _mtus(node) == before | {"bridge": 1350})
+    assert {op.want.key[0] for op in node.kernel.applied if isinstance(op, Set)} == {Kind.BRIDGE}
+    node.detach(EP)
+    node.attach(EP2, "10.62.0.5")
+    assert _mtus(node) == before | {"bridge": 1350, "container": 1350}
 
 
 def test_what_other_nodes_announce_of_themselves_is_only_a_hint(nodes: list[Node]) -> None:
@@ -387,6 +413,15 @@ def test_fifty_containers_at_once(nodes: list[Node]) -> None:
         thread.join()
     assert _soon(lambda: len(two.rows()) == 50)
     assert one.store.state.joining == frozenset()
+
+
+def _mtus(node: Node) -> dict[str, int]:
+    """Of a node with one container."""
+    have = node.have().values()
+    (bridge,) = (o for o in have if isinstance(o, Bridge))
+    (port,) = (o for o in have if isinstance(o, Port))
+    tunnel = _vxlan(node)
+    return {"bridge": bridge.mtu, "container": port.peer_mtu, "port": port.mtu, "tunnel": tunnel.mtu}
 
 
 def _vxlan(node: Node) -> Vxlan:
