@@ -346,8 +346,8 @@ def _tell_underlay(vtep: Address | None, before: Underlay, now: Underlay | None)
         log.warning("VTEP address %s is on no device of this host for now: going on as before", vtep)
     elif now.mtu != before.mtu:
         log.warning(
-            "the MTU of the underlay (%s) was %d and is %d: new containers follow; those that run keep theirs, "
-            "and the kernel fragments their big packets, or answers them by ICMP, where it can",
+            "the MTU of the underlay (%s) was %d and is %d: new containers follow; those that run keep "
+            "theirs, and the kernel fragments their big packets, or answers them by ICMP, where it can",
             *(now.device, before.mtu, now.mtu),
         )
 
