@@ -23,11 +23,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from driver.desired import FALLBACK_UNDERLAY, desired, namespace_name, vanished
+from driver.desired import FALLBACK_UNDERLAY, container_name, desired, namespace_name, vanished
 from driver.drift import findings, sentence
 from driver.errors import DeadlineExceeded, KernelError
 from driver.kernel import HOST, Kernel
-from driver.model import Peer, Underlay
+from driver.model import Peer, Phase, Underlay
 from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Key, Kind, Namespace, Neighbour
 from driver.peers import adopt
 from driver.plan import Delete, Op, diff
@@ -46,6 +46,8 @@ _LOOK_INTERVAL = 1.0
 """Seconds between two looks at a network for the kernel's news: somebody may be fighting us."""
 _WITHDRAW_AFTER = 5.0
 """Seconds that a vanished port waits for the Leave that explains it."""
+_HANDOVER = 1.0
+"""Seconds in which the engine has moved a container end into its container."""
 _FORGET_AFTER = 60.0
 """Seconds that a doubtful endpoint waits for its next call; the engine repeats one for 30 s."""
 _SETTLE = 0.002
@@ -322,7 +324,7 @@ class Engine:
 
         Who has no container ended after it, or with the whole host.
         """
-        ends = self._container_ends()
+        ends = self._given_back()
         for network in self._store.state.networks:
             try:
                 have = self._kernel.read(namespace_name(network))
@@ -333,12 +335,21 @@ class Engine:
                 self._store.update(partial(_adopted, network=network, rows=rows, now=self._clock()))
             self._withdraw(network, vanished(self._store.state, network, have, ends))
 
-    def _container_ends(self) -> Collection[str]:
+    def _given_back(self) -> Collection[str]:
+        """Return the container ends that are in the host's namespace and stay there.
+
+        The engine may be about to take that of a Join which the former process has just answered.
+        """
+        endpoints = self._store.state.endpoints.values()
+        joined = {container_name(e.id) for e in endpoints if e.phase is Phase.JOINED}
+        end = self._clock() + _HANDOVER
         try:
-            return self._kernel.container_ends()
+            while (ends := joined.intersection(self._kernel.container_ends())) and self._clock() < end:
+                time.sleep(_HANDOVER / 20)
         except KernelError as error:
             log.warning("who has ended meanwhile is not seen: %s", error)
             return ()
+        return ends
 
 
 def _tell_underlay(vtep: Address | None, before: Underlay, now: Underlay | None) -> None:

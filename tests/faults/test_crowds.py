@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
+from plugin.server import THREADS
 from tests.e2e.containers import DRIVER, eventually
-from tests.faults.leaks import all_usage, leaks, store_keys
+from tests.faults.leaks import Usage, all_usage, leaks, store_keys
 from tests.faults.scene import Scene, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -34,7 +37,7 @@ def test_fifty_containers_started_and_stopped_at_once_on_each_host(stage: Scene)
     finally:
         meter.abandon()
     assert reading.whole, reading
-    assert leaks(before, all_usage(stage.lab)) == []
+    assert leaked(before, all_usage(stage.lab)) == []
     assert store_keys(stage.lab) == keys
 
 
@@ -59,8 +62,17 @@ def test_two_hundred_networks_created_used_and_removed(stage: Scene) -> None:
     finally:
         meter.abandon()
     assert reading.whole, reading
-    assert leaks(before, all_usage(stage.lab)) == []
+    assert leaked(before, all_usage(stage.lab)) == []
     assert store_keys(stage.lab) == keys
+
+
+def leaked(before: Mapping[str, Usage], after: Mapping[str, Usage]) -> list[str]:
+    """What has grown; the server's threads may, to THREADS: they stay for the next crowd."""
+    return [text for text in leaks(before, after) if "threads" not in text] + [
+        f"{name}: {usage.threads} threads"
+        for name, usage in after.items()
+        if usage.threads > before[name].threads + THREADS
+    ]
 
 
 def connected(stage: Scene, container: str, network: str) -> bool:
