@@ -33,7 +33,8 @@ _MAX_BATCH: Final = 4096
 _STOP_SECONDS: Final = 3.0
 _MEANWHILE: Final = (
     "What runs goes on, what is new is announced later. If it lasts: the store's port (TCP 2389, or "
-    "PYOVERLAY_STORE_PORT) must be open between all nodes, and the plugin enabled on every manager"
+    "PYOVERLAY_STORE_PORT) must be open between all nodes, the plugin enabled on every manager, "
+    "and every host's clock right: certificates expire"
 )
 
 

@@ -31,7 +31,9 @@ class Authority:
             ),
         )
 
-    def node(self, name: str, role: str = "swarm-manager", folder: Path | None = None) -> Path:
+    def node(
+        self, name: str, role: str = "swarm-manager", folder: Path | None = None, days: int = 30
+    ) -> Path:
         """Write a node's three files as Swarm lays them out; again, to renew them. Return the folder."""
         folder = folder or self._folder / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,7 @@ class Authority:
         )
         _openssl(
             *("x509", "-req", "-in", str(request), "-CA", str(self.certificate), "-CAkey", str(self._key)),
-            *("-CAcreateserial", "-days", "30", "-extfile", str(config), "-out", str(certificate)),
+            *("-CAcreateserial", "-days", str(days), "-extfile", str(config), "-out", str(certificate)),
         )
         _add_headers(key)
         key.replace(folder / "swarm-node.key")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from driver.control.etcd_client import EtcdClient, EtcdError
 from driver.control.tls import Credentials, PlainSessions, TlsSessions, tls_context
 from driver.errors import StoreUnavailable
 from driver.swarm.etcd_server import EtcdServer, EtcdSettings
+from driver.swarm.identity import swarm_credentials
 from driver.values import NodeId
 from tests.control.harness import Host, endpoint, wait_until
 from tests.control.pki import Authority, lock
@@ -272,8 +274,6 @@ def test_a_locked_swarm_is_explained(swarm: Authority, legacy: bool) -> None:
             "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n"
             "-----END EC PRIVATE KEY-----\n"
         )
-    from driver.swarm.identity import swarm_credentials
-
     with pytest.raises(
         StoreUnavailable, match=r"swarm-node.key is encrypted.*autolock=false.*PYOVERLAY_STORE"
     ):
@@ -297,13 +297,28 @@ def test_unfit_files_are_named(swarm: Authority, spoil: str) -> None:
 
 
 @pytest.mark.store
+def test_a_clock_beyond_the_certificates_life_holds_the_plane_off_until_it_is_right(
+    server: EtcdServer, swarm: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seen from the certificate. Nothing else in the product looks at the wall clock (see pyproject)."""
+    folder = swarm.node("a8", "swarm-worker", days=0)
+    time.sleep(1.1)
+    sessions = TlsSessions(swarm_credentials(folder))
+    host = Host("a", EtcdControlPlane(NodeId("a"), lambda: [server.url], sessions)).start()
+    host.join(endpoint("a", 1))
+    assert not host.plane.wait_published(1)
+    wait_until(lambda: any("certificate" in r.message and "clock" in r.message for r in caplog.records))
+    swarm.node("a8", "swarm-worker")
+    assert host.published()
+    host.plane.stop(leave=True)
+
+
+@pytest.mark.store
 def test_unfit_files_hold_the_plane_off_until_they_are_well(
     server: EtcdServer, swarm: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = swarm.node("a7", "swarm-worker")
     lock(folder)
-    from driver.swarm.identity import swarm_credentials
-
     sessions = TlsSessions(swarm_credentials(folder))
     host = Host("a", EtcdControlPlane(NodeId("a"), lambda: [server.url], sessions)).start()
     host.join(endpoint("a", 1))
