@@ -8,7 +8,8 @@ row removed late points at a dead host:
 * A node that is not in the view keeps its rows for a grace: its lease ran out, or the store is
   new and the node has not come to it yet. An address that another node claims moves at once.
 * When more than half of the known nodes are missing, the fault is more likely ours or the
-  store's than theirs, and nothing is removed.
+  store's than theirs, and nothing is removed. Those that are still missing when most have come
+  back get a whole grace from then on: they are likely on their way.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def too_many_stale(peers: Peers) -> bool:
 def _nodes(known: Mapping[NodeId, PeerNode], view: View, me: NodeId, now: float) -> dict[NodeId, PeerNode]:
     live = {id_: PeerNode(r.vtep) for id_, r in view.nodes.items() if id_ != me}
     live_vteps = {node.vtep for node in live.values()}
+    doubted = too_many_stale(Peers(nodes=known))
     stale = {
-        id_: node if node.stale_since is not None else replace(node, stale_since=now)
+        id_: replace(node, stale_since=now) if node.stale_since is None or doubted else node
         for id_, node in known.items()
         if id_ not in live and node.vtep not in live_vteps
     }
@@ -85,10 +87,12 @@ def _entries(
     if network not in view.endpoints:
         return dict(known)
     listed = view.endpoints[network]
+    # A record whose node is not there claims nothing: what a former process left may be that very node's.
+    claimed = {a for a, record in listed.items() if record.node in nodes or record.node == me}
     kept = {
         address: peer
         for address, peer in known.items()
-        if peer.node in nodes and nodes[peer.node].stale_since is not None and address not in listed
+        if peer.node in nodes and nodes[peer.node].stale_since is not None and address not in claimed
     }
     for address, record in listed.items():
         node = nodes.get(record.node)

@@ -134,3 +134,25 @@ def test_adopted_rows_of_a_host_that_never_speaks_go_after_the_grace() -> None:
     adopted = adopt(Peers(), NET, rows, now=0)
     seen = view(nodes=(ME, B))
     assert where(step(step(adopted, seen, now=1), seen, now=GRACE + 1)) == {}
+
+
+def test_who_is_missing_still_when_most_are_back_gets_a_whole_grace() -> None:
+    """They come back one after another, and none of them may lose its rows to the order."""
+    seen = view(*FULL.endpoints[NET].values(), nodes=(ME,))
+    peers = step(step(Peers(), FULL), seen, now=0)
+    back = 2 * GRACE
+    peers = step(peers, view(*FULL.endpoints[NET].values(), nodes=(ME, A)), now=back)
+    peers = step(peers, view(*FULL.endpoints[NET].values(), nodes=(ME, A, B)), now=back + 1)
+    assert where(peers) == {"10.0.0.2": A, "10.0.0.3": B, "10.0.0.4": C}
+    assert not expired(peers, back + GRACE)
+    assert expired(peers, back + 1 + GRACE)
+
+
+def test_adopted_rows_stay_while_the_store_has_their_records_but_not_their_node() -> None:
+    rows = {ip_address("10.0.0.2"): Peer(Mac("02:42:0a:00:00:02"), VTEP[A], NodeId(""))}
+    adopted = adopt(Peers(), NET, rows, now=0)
+    seen = view(record("10.0.0.2", A), nodes=(ME, B))
+    held = step(adopted, seen, now=1)
+    assert where(held) == {"10.0.0.2": NodeId(f"vtep {VTEP[A]}")}
+    assert where(step(held, view(record("10.0.0.2", A), nodes=(ME, A, B)), now=2)) == {"10.0.0.2": A}
+    assert where(step(held, seen, now=GRACE + 1)) == {}
