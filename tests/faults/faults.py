@@ -21,6 +21,7 @@ class Traffic(Enum):
 
     WHOLE = "not one packet is lost"
     CUT = "it stops meanwhile, and goes on after"
+    BLINK = "some packets may be lost until it is mended"
     DEAD = "the containers end, and others come"
 
 
@@ -356,12 +357,24 @@ for device in $(ip -n $1 -br link show type vxlan | sed 's/[ @].*//'); do
   ip -n $1 neigh flush dev $device nud permanent
 done
 """
+    scene.notes["repairs"] = str(_repairs(scene.worker))
     for name in _spaces(scene.worker):
         scene.worker.run(["sh", "-ec", script, "sh", name])
 
 
+def _repaired(scene: Scene) -> None:
+    """The plugin has said what it found, and that it was somebody else's doing."""
+    seen = int(scene.notes.pop("repairs"))
+    until(lambda: _repairs(scene.worker) > seen, "the repair is in the log", 2)
+
+
+def _repairs(host: Host) -> int:
+    return host.engine_log().count("repaired: ")
+
+
 def _remove_device(scene: Scene) -> None:
     script = "ip -n $1 -br link show type vxlan | sed 's/[ @].*//' | xargs -n 1 ip -n $1 link del"
+    scene.notes["repairs"] = str(_repairs(scene.worker))
     for name in _spaces(scene.worker):
         scene.worker.run(["sh", "-ec", script, "sh", name])
 
@@ -455,8 +468,18 @@ FAULTS = (
         bound=15,
         churn=False,
     ),
-    Fault("rows removed by hand", _remove_rows, traffic=Traffic.CUT, lasts=0, bound=2, churn=False),
-    Fault("VXLAN device removed by hand", _remove_device, traffic=Traffic.CUT, lasts=0, bound=2, churn=False),
+    Fault(
+        "rows removed by hand", _remove_rows, _repaired, traffic=Traffic.BLINK, lasts=0, bound=2, churn=False
+    ),
+    Fault(
+        "VXLAN device removed by hand",
+        _remove_device,
+        _repaired,
+        traffic=Traffic.BLINK,
+        lasts=0,
+        bound=2,
+        churn=False,
+    ),
     Fault("underlay's MTU lowered and raised", _lower_mtu, _raise_mtu, lasts=2, bound=5),
     Fault("underlay's interface renamed and back", _rename, _name_again, lasts=2, bound=5),
     Fault("out of descriptors", _take_descriptors, _give_descriptors, bound=10),
