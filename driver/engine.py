@@ -279,7 +279,7 @@ class Engine:
         old = [e for e, since in self._doubted.items() if now - since >= _FORGET_AFTER]
         if old:
             log.info("forgetting %d endpoints that ended unseen", len(old))
-            self._store.update(lambda state: without_doubtful(state, old))
+            self._store.update(lambda state: without_doubtful(state, old), lasting=False)
 
     def _read_underlay(self, vtep: Address | None, *, audit: bool) -> Underlay | KernelError:
         """Return the way to the others; when it is gone for now, go on with the last answer."""

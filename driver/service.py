@@ -123,7 +123,7 @@ class OverlayService:
 
     def free_network(self, network: str) -> None:
         """Give a Swarm network's VNIs back; an unknown network is no error."""
-        self._store.update(lambda state: without_allocation(state, NetworkId(network)))
+        self._store.update(lambda state: without_allocation(state, NetworkId(network)), lasting=False)
 
     def check_network(self, options: Mapping[str, str]) -> None:
         """Refuse bad options before anything has been made (GwAllocCheck, Engine 28 and newer)."""
@@ -159,7 +159,7 @@ class OverlayService:
     def delete_network(self, network: str) -> None:
         """Forget a network and all of it in the kernel; an unknown one is no error."""
         network_id = NetworkId(network)
-        revision = self._store.update(lambda state: without_network(state, network_id))
+        revision = self._store.update(lambda state: without_network(state, network_id), lasting=False)
         self._best_effort(network_id, revision, "DeleteNetwork")
 
     def create_endpoint(
@@ -193,7 +193,8 @@ class OverlayService:
 
     def delete_endpoint(self, network: str, endpoint: str) -> None:
         """Forget an endpoint and its veth pair; an unknown one is no error."""
-        revision = self._store.update(lambda state: without_endpoint(state, EndpointId(endpoint)))
+        endpoint_id = EndpointId(endpoint)
+        revision = self._store.update(lambda state: without_endpoint(state, endpoint_id), lasting=False)
         self._best_effort(NetworkId(network), revision, "DeleteEndpoint")
 
     def join(self, network: str, endpoint: str, sandbox: str) -> Attachment:
@@ -233,7 +234,7 @@ class OverlayService:
                 return state
             return with_phase(state, known, Phase.LEFT)
 
-        self._store.update(transition)
+        self._store.update(transition, lasting=False)
 
     def node_discovered(self, address: Address, *, is_self: bool) -> None:
         """Learn this host's VTEP address from the engine; what it says of others is only a hint."""
@@ -281,7 +282,8 @@ class OverlayService:
 
         def transition(state: State) -> State:
             given = parsed.vnis or state.allocations.get(network, ())
-            used = () if replay and given else vnis_in_use(state, besides=network)
+            in_use = vnis_in_use(state, besides=network, doubtful=not parsed.vnis)
+            used = () if replay and given else in_use
             vnis = choose_vnis(network, given, segments, used)
             allocated.append(vnis)
             return with_allocation(state, network, vnis)
@@ -305,7 +307,7 @@ class OverlayService:
             known = state.endpoints.get(endpoint)
             return state if known is None else with_phase(state, known, Phase.CREATED)
 
-        self._best_effort(network, self._store.update(transition), "Join")
+        self._best_effort(network, self._store.update(transition, lasting=False), "Join")
 
     def _best_effort(self, network: NetworkId, revision: int, call: str) -> None:
         """Wait for clean-up; the engine would not call again, so our own retries must do it."""

@@ -30,7 +30,8 @@ class State:
 
     After a restart, endpoints that never joined and networks without one that did: the call that made
     them, or was to remove the network, may have died with the former process, and the engine has
-    forgotten them. At any time, joined endpoints that no container has any more. Endpoints are forgotten
+    forgotten them. At any time, joined endpoints that no container has any more, and their network when
+    it has no others: an engine that was killed has forgotten its Swarm networks. Endpoints are forgotten
     when they have been doubtful for longer than the engine repeats a call.
     """
     peers: Peers = field(default_factory=Peers)
@@ -103,6 +104,11 @@ def without_network(state: State, network: NetworkId) -> State:
     )
 
 
+def without_ghost(state: State, network: NetworkId) -> State:
+    """Remove a network if it is doubtful still."""
+    return without_network(state, network) if network in state.doubtful else state
+
+
 def with_endpoint(state: State, endpoint: Endpoint) -> State:
     """Add or replace an endpoint; a replaced one counts as the newest.
 
@@ -139,10 +145,14 @@ def with_phase(state: State, endpoint: Endpoint, phase: Phase, *, joining: bool 
 
 
 def with_doubt(state: State, endpoints: Iterable[EndpointId]) -> State:
-    """Mark endpoints that no container has any more; those that are not joined by now are left out."""
+    """Mark endpoints that no container has any more, and networks that have no others.
+
+    Those that are not joined by now are left out.
+    """
     known = [state.endpoints[endpoint] for endpoint in endpoints if endpoint in state.endpoints]
-    gone = {e.id for e in known if e.phase is Phase.JOINED and e.id not in state.joining}
-    return replace(state, doubtful=state.doubtful | gone)
+    gone = {e.id: e.network for e in known if e.phase is Phase.JOINED and e.id not in state.joining}
+    left = {e.network for e in state.endpoints.values() if e.id not in state.doubtful | gone.keys()}
+    return replace(state, doubtful=state.doubtful | gone.keys() | (set(gone.values()) - left))
 
 
 def without_doubtful(state: State, endpoints: Iterable[EndpointId]) -> State:

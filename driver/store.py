@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
 from driver.disk import Disk, load_or_new
+from driver.errors import StoreError
 from driver.state import State, after_restart
+
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -34,11 +38,15 @@ class Store:
         """The current state."""
         return self._state
 
-    def update(self, transition: Callable[[State], State]) -> int:
+    def update(self, transition: Callable[[State], State], *, lasting: bool = True) -> int:
         """Apply a pure transition and return the revision that contains it.
 
         What the transition raises is raised here and nothing changes. A change of the durable
         part is on disk when this returns; StoreError means that nothing changed.
+
+        One that only takes away need not be *lasting*: what the disk refuses is written with the
+        next change. The engine says Leave and Delete once, and a new process finds by itself that
+        what the old record names has ended.
         """
         with self._lock:
             before = self._state
@@ -46,10 +54,18 @@ class Store:
             if after == before:
                 return self._revision
             if after.durable() != before.durable():
-                self._disk.save(after)
+                self._save(after, lasting=lasting)
             self._state = after
             self._revision += 1
             revision = self._revision
         for listener in self._listeners:
             listener()
         return revision
+
+    def _save(self, state: State, *, lasting: bool) -> None:
+        try:
+            self._disk.save(state)
+        except StoreError as error:
+            if lasting:
+                raise
+            log.warning("%s. What has ended has ended all the same", error)

@@ -4,6 +4,7 @@ Each call is one transaction: parse, compute the next state, have it on the disk
 the state and answer. If anything fails, nothing has happened.
 """
 
+import logging
 import secrets
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 from ipam import allocator, replay
 from ipam.allocator import Interface, InUse
-from ipam.errors import NotFound
+from ipam.errors import NotFound, StoreError
 from ipam.parse import (
     check_options,
     parse_address,
@@ -23,6 +24,8 @@ from ipam.parse import (
 )
 from ipam.pools import IpamState, Network, Space
 from ipam.store import Store
+
+log = logging.getLogger(__name__)
 
 #: The prefixes of the routes in this host's main table; asked when a default pool is chosen.
 Routes: TypeAlias = Callable[[], Collection[Network]]
@@ -101,14 +104,23 @@ class IpamService:
         """The state as of now; a value, safe to look at for as long as one likes."""
         return self._state
 
-    def _change(self, step: Callable[[IpamState, float], tuple[IpamState, T]]) -> T:
+    def _change(self, step: Callable[[IpamState, float], tuple[IpamState, T]], *, lasting: bool = True) -> T:
+        """Take a step; a release need not be *lasting*: the engine says it once, whatever the disk does."""
         with self._lock:
             now = self._clock()
             state, answer = step(replay.expire(self._state, now), now)
             if state != self._state:
-                self._store.save(state)
+                self._save(state, lasting=lasting)
             self._state = state
             return answer
+
+    def _save(self, state: IpamState, *, lasting: bool) -> None:
+        try:
+            self._store.save(state)
+        except StoreError as error:
+            if lasting:
+                raise
+            log.warning("%s. What was released is free all the same", error)
 
     def capabilities(self) -> Capabilities:
         """IpamDriver.GetCapabilities; also the sign that a replay may follow (see `replay`)."""
@@ -139,12 +151,14 @@ class IpamService:
         return PoolLease(str(pool_id), pool_id.prefix)
 
     def release_pool(self, pool_id: str) -> None:
-        """IpamDriver.ReleasePool. Succeeds for what is not there; raises StoreError only."""
+        """IpamDriver.ReleasePool. Succeeds for what is not there, and when the disk is full."""
         try:
             parsed = parse_pool_id(pool_id)
         except NotFound:
             return
-        self._change(lambda state, _: (allocator.release_pool(state, parsed, self._in_use), None))
+        self._change(
+            lambda state, _: (allocator.release_pool(state, parsed, self._in_use), None), lasting=False
+        )
 
     def request_address(
         self, pool_id: str, address: str | None = None, options: Mapping[str, str] | None = None
@@ -161,9 +175,9 @@ class IpamService:
         return AddressLease(interface)
 
     def release_address(self, pool_id: str, address: str) -> None:
-        """IpamDriver.ReleaseAddress. Succeeds for what is not there.
+        """IpamDriver.ReleaseAddress. Succeeds for what is not there, and when the disk is full.
 
-        Raises BadRequest for an address that does not parse, and StoreError.
+        Raises BadRequest for an address that does not parse.
         """
         try:
             parsed = parse_pool_id(pool_id)
@@ -172,4 +186,4 @@ class IpamService:
         if not address:
             return  # an auxiliary address that was never given (Go's nil IP)
         value = parse_address(address)
-        self._change(lambda state, _: (allocator.release_address(state, parsed, value), None))
+        self._change(lambda state, _: (allocator.release_address(state, parsed, value), None), lasting=False)

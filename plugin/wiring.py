@@ -20,6 +20,7 @@ from driver.kernel.netlink import NetlinkKernel
 from driver.peering import Peering
 from driver.service import OverlayService
 from driver.store import Store
+from driver.swarm.census import Census
 from driver.swarm.engine import Engine as EngineApi
 from driver.swarm.etcd_server import EtcdSettings
 from driver.swarm.identity import swarm_credentials
@@ -64,6 +65,8 @@ class Runtime:
         self._netns_dir = settings.run_dir / "netns"
         self._store = Store(FileDisk(settings.state_dir / "state.json"))
         self._engine = Engine(self._store, NetlinkKernel(self._netns_dir))
+        self._api = EngineApi(settings.run_dir / "docker.sock")
+        self._census = Census(self._store, self._api)
         self._swarm: SwarmStore | None = None
         self._peering = Peering(self._store, self._control_plane())
         self._overlay = OverlayService(
@@ -94,6 +97,7 @@ class Runtime:
         if self._swarm:
             self._swarm.start()
         self._peering.start()
+        self._census.start()
         if self._settings.scope == "auto":
             self._watcher.start()
         return create_app(self._overlay, self._ipam)
@@ -101,6 +105,7 @@ class Runtime:
     def stop(self) -> None:
         """Stop the threads; networks and containers go on. Who has left the Swarm withdraws."""
         self._stopped.set()
+        self._census.stop()
         self._peering.stop(leave=scope_of(self._settings) != self._scope)
         if self._swarm:
             self._swarm.stop()
@@ -115,7 +120,7 @@ class Runtime:
             return MemoryControlPlane(node)
         credentials = swarm_credentials(settings.swarm_dir / "certificates")
         etcd = EtcdSettings("etcd", settings.state_dir / "etcd", settings.store_port, credentials)
-        self._swarm = SwarmStore(EngineApi(settings.run_dir / "docker.sock"), etcd)
+        self._swarm = SwarmStore(self._api, etcd)
         return EtcdControlPlane(node, self._swarm.endpoints, TlsSessions(credentials))
 
     def _set_vtep(self) -> None:

@@ -1,4 +1,4 @@
-"""The engine's API, as far as it tells of the Swarm. Never called while the engine waits for us.
+"""The engine's API, as far as it tells of Swarm and networks. Never called while the engine waits for us.
 
 Paths without a version mean the engine's own newest one; the few fields read here have been the
 same from 20.10 to 29 (https://docs.docker.com/reference/api/engine/).
@@ -88,6 +88,17 @@ class Engine:
         manager = answer.get("ManagerStatus")
         leads = isinstance(manager, dict) and manager.get("Leader") is True
         return Leadership.YES if leads else Leadership.NO
+
+    def knows_network(self, network: str) -> bool:
+        """Ask for a network by its id; raise EngineAway when there is no answer.
+
+        A worker knows the Swarm's networks that it uses, a manager all. Of one that is not known,
+        the engine will say CreateNetwork before anything else.
+        """
+        status, answer = self._get(f"/networks/{network}")
+        if status not in (200, 404):
+            raise EngineAway(f"{self._path}: /networks/{network} answered {status}")
+        return status == 200 and answer.get("Id") == network
 
     def _get(self, path: str) -> tuple[int, Mapping[str, Any]]:
         connection = _UnixConnection(self._path)

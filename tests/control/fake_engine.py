@@ -23,6 +23,7 @@ class FakeEngine:
         self.leader = True
         self.quorum = True
         self.managers: list[str] = [f"{address}:2377"]
+        self.networks: set[str] = set()
         self.delay = 0.0
         self.garbage = b""
         self.calls: list[str] = []
@@ -45,6 +46,10 @@ class FakeEngine:
         self.calls.append(path)
         if path == "/info":
             return 200, {"Swarm": self._swarm()}
+        if path.startswith("/networks/"):
+            network = path.removeprefix("/networks/")
+            known = network in self.networks
+            return (200, {"Id": network}) if known else (404, {"message": f"network {network} not found"})
         if self.state != "active" or not self.manager:
             return 503, {"message": "This node is not a swarm manager."}
         if not self.quorum:

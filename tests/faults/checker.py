@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests.faults.facts import FLOOD, Attached, Facts, HostFacts, Space, read
 from tests.lab import CommandError, Host, Lab, wait_for
@@ -25,8 +24,11 @@ MOST_PAIRS = 300
 """The kernel keeps 1,024 neighbours at most (gc_thresh3), those of all namespaces together: of a crowd only
 some containers are asked whom they reach."""
 FORGOTTEN = 60.0 + 30.0 + 5.0
-"""Seconds for which the disk may hold the record of an endpoint that ended while nobody could tell the
-plugin: the time in which its engine may yet speak of it, and an audit. It does nothing meanwhile."""
+"""Seconds for which the disk may hold the record of what ended while nobody could tell the plugin: the
+time in which its engine may yet speak of it, and an audit. It does nothing meanwhile."""
+
+RESTARTS = 4
+"""How many times that time may begin anew, because faults ended the plugin's process meanwhile."""
 
 PING_ALL = """
 import json, os, select, socket, struct, sys, time
@@ -65,7 +67,7 @@ class Expected:
     vanished: dict[str, float] = field(default_factory=dict)
     """VTEPs of hosts that vanished without a word, and when (time.monotonic)."""
     ended: dict[str, float] = field(default_factory=dict)
-    """Endpoints with a record on disk and without a container, and since when that was seen."""
+    """Endpoints and networks with a record on disk that the engine has not, and since when that was seen."""
 
 
 def problems(facts: Facts, expected: Expected, now: float) -> list[str]:
@@ -126,25 +128,22 @@ def _space_problems(
 
 def _state_problems(host: HostFacts, expected: Expected, now: float) -> Iterator[str]:
     """What the plugin has on disk against what its engine has."""
-    live = {a.endpoint: a for a in host.attached}
-    written = _records(host)
-    for endpoint in sorted(live.keys() - written.keys()):
-        yield f"{host.name}: {live[endpoint].name} has no record on disk"
-    for endpoint in sorted(ended(host)):
-        if now - expected.ended.get(endpoint, -math.inf) > FORGOTTEN:
-            what = f"{written[endpoint]['interfaces']} {written[endpoint]['phase']}"
-            yield f"{host.name}: record of endpoint {endpoint[:12]} is left over: {what}"
-    for network in sorted({n["id"] for n in host.state.get("networks", ())} - host.networks):
-        yield f"{host.name}: record of network {network[:12]} is left over"
+    live = {a.endpoint: a.name for a in host.attached}
+    for endpoint in sorted(live.keys() - _records(host, "endpoints")):
+        yield f"{host.name}: {live[endpoint]} has no record on disk"
+    for record in sorted(ended(host)):
+        if now - expected.ended.get(record, -math.inf) > RESTARTS * FORGOTTEN:
+            yield f"{host.name}: record of {record[:12]} is left over"
 
 
 def ended(host: HostFacts) -> set[str]:
-    """Endpoints with a record on disk and without a running container."""
-    return _records(host).keys() - {a.endpoint for a in host.attached}
+    """Endpoints with a record on disk and no running container, and networks that the engine has not."""
+    endpoints = _records(host, "endpoints") - {a.endpoint for a in host.attached}
+    return endpoints | (_records(host, "networks") - host.networks)
 
 
-def _records(host: HostFacts) -> dict[str, Any]:
-    return {e["id"]: e for e in host.state.get("endpoints", ())}
+def _records(host: HostFacts, kind: str) -> set[str]:
+    return {record["id"] for record in host.state.get(kind, ())}
 
 
 def _store_problems(facts: Facts, someone_vanished: bool) -> Iterator[str]:

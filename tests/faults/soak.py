@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.containers import Container, eventually, removed
+from tests.faults.checker import FORGOTTEN, ended
+from tests.faults.facts import read
 from tests.faults.faults import FAULTS, Fault, Traffic
 from tests.faults.leaks import all_usage, leaks, store_keys
-from tests.faults.scene import PairMeter, Scene, scene
+from tests.faults.scene import PairMeter, Scene, scene, until
 from tests.lab import CommandError, Host, build_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,14 +72,11 @@ class Soak:
         self.scene.ground.containers.remove(gone)
 
     def reconnect(self) -> None:
-        """Disconnect a container from its network, and connect it to that or another."""
+        """Disconnect a container from the network that it was started in, and connect it again."""
         if self.containers:
-            one, network = self.dice.choice(self.containers), self.network()
-            names = one.host.docker(
-                "inspect", "-f", "{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{end}}", one.name
-            )
-            for name in names.split():
-                one.host.docker("network", "disconnect", name, one.name)
+            one = self.dice.choice(self.containers)
+            network = one.host.docker("inspect", "-f", "{{.HostConfig.NetworkMode}}", one.name)
+            one.host.docker("network", "disconnect", network, one.name)
             one.host.docker("network", "connect", network, one.name)
 
     def make_network(self) -> None:
@@ -136,8 +135,12 @@ class Soak:
             took = self.scene.checker.right_within(chosen.bound if chosen else CALM)
         except (AssertionError, CommandError) as error:
             took = -1.0
-            self.failures.append(f"step {sum(self.counts.values()) + 1}, {name}: {error}")
+            self.fail(f"{name}: {error}")
         self.note(name, meter, took, time.monotonic() - began)
+
+    def fail(self, text: str) -> None:
+        self.failures.append(f"about step {sum(self.counts.values())}: {text}")
+        say(self.failures[-1])
 
     def note(self, name: str, meter: PairMeter, took: float, whole: float) -> None:
         reading = meter.stop()
@@ -146,7 +149,7 @@ class Soak:
         self.sent += reading.there.sent + reading.back.sent
         self.worst[name] = max(self.worst.get(name, 0.0), took)
         if not reading.whole:
-            self.failures.append(f"step {sum(self.counts.values())}, {name}: {reading}")
+            self.fail(f"{name}: {reading}")
         number = sum(self.counts.values())
         say(f"{number:4} {name:45} right after {took:5.1f} s of {whole:5.1f}, lost {reading.lost}")
 
@@ -165,20 +168,23 @@ def networks_of(container: Container) -> str:
     return container.host.docker("inspect", "-f", "{{json .NetworkSettings.Networks}}", container.name)
 
 
-def run(minutes: float, seed: int, built: Path, until: Callable[[Soak], bool] = lambda _: False) -> list[str]:
+def run(
+    minutes: float, seed: int, built: Path, enough: Callable[[Soak], bool] = lambda _: False
+) -> list[str]:
     """Soak; return everything that was wrong."""
     say(f"seed {seed}, {minutes:g} minutes; the same again: make soak MINUTES={minutes:g} SEED={seed}")
     with scene(built) as made:
         soak = Soak(made, random.Random(seed))
         before, keys = all_usage(made.lab), store_keys(made.lab)
         end = time.monotonic() + minutes * 60
-        while time.monotonic() < end and not until(soak):
+        while time.monotonic() < end and not enough(soak):
             soak.step()
         soak.clear()
         try:
             made.checker.right_within(CALM)
+            until(lambda: not any(map(ended, read(made.lab).hosts)), "no record is left over", FORGOTTEN)
         except AssertionError as error:
-            soak.failures.append(f"at the end: {error}")
+            soak.fail(str(error))
         after = all_usage(made.lab)
         found = [*soak.failures, *leaks(before, after)]
         if store_keys(made.lab) > keys:

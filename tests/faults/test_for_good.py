@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import put
-from tests.e2e.containers import DRIVER, Container, eventually
-from tests.faults.checker import GRACE
-from tests.faults.facts import HostFacts, processes, read
+from tests.e2e.containers import DRIVER, Container, eventually, removed
+from tests.faults.checker import FORGOTTEN, GRACE, ended
+from tests.faults.facts import HostFacts, host_facts, processes, read
 from tests.faults.scene import PairMeter, Scene, plugin_answers, until
 from tests.lab import Host, Lab
 
@@ -95,6 +95,24 @@ def test_a_node_that_comes_back_while_the_old_leaders_engine_is_away(stage: Scen
         assert reading.whole, reading
     finally:
         meter.abandon()
+
+
+def test_a_network_that_a_killed_engine_has_forgotten_is_forgotten(stage: Scene) -> None:
+    """Its container went with the engine, and it was removed elsewhere: nobody says DeleteNetwork here."""
+    host, ground = stage.worker, stage.ground
+    network = ground.network()
+    lost = ground.run(host, network)
+    host.stop_engine(kill=True)
+    host.start_engine()
+    until(lambda: plugin_answers(host), "the plugin answers")
+    lost.remove()
+    ground.containers.remove(lost)
+    eventually(lambda: removed(ground.manager, network), 30)
+    ground.networks.remove(network)
+    assert ended(host_facts(host, host.address)), "nothing was lost: this test shows nothing"
+    gone = until(lambda: not ended(host_facts(host, host.address)), "its record goes", FORGOTTEN)
+    print(f"forgotten after {gone:.0f} s")
+    stage.checker.right_within(10)
 
 
 @pytest.fixture(params=["28.5", "20.10"])

@@ -145,13 +145,26 @@ def test_a_failed_save_changes_nothing(ipam: IpamService, store: MemoryStore) ->
     for call in (
         lambda: ipam.request_pool(LOCAL),
         lambda: ipam.request_address(pool_id),
-        lambda: ipam.release_pool(pool_id),
     ):
         with pytest.raises(StoreError):
             call()
         assert ipam.state is before
     store.broken = False
     assert str(ipam.request_address(pool_id).interface) == "10.1.0.1/24"
+
+
+def test_a_release_counts_although_it_cannot_be_saved(ipam: IpamService, store: MemoryStore) -> None:
+    """The engine says it once; it is written with the next change."""
+    pool_id = ipam.request_pool(LOCAL, "10.1.0.0/24").pool_id
+    taken = ipam.request_address(pool_id).interface
+    store.broken = True
+    ipam.release_address(pool_id, str(taken.ip))
+    ipam.release_pool(pool_id)
+    assert not ipam.state.pools
+    store.broken = False
+    saves = store.saves
+    ipam.request_pool(LOCAL, "10.2.0.0/24")
+    assert store.saves == saves + 1
 
 
 def test_nothing_is_written_when_nothing_changed(ipam: IpamService, store: MemoryStore) -> None:

@@ -12,6 +12,7 @@ from driver.control.memory import MemoryStore
 from driver.desired import container_name, port_name
 from driver.errors import Conflict
 from driver.objects import Kind, Namespace
+from driver.options import REFUSED
 from driver.values import EndpointId, NetworkId
 from tests.unit.test_service import EP, EP2, NET, SUBNETS, Node, _soon
 
@@ -103,6 +104,21 @@ def test_what_nobody_speaks_of_again_is_forgotten(node: Node, monkeypatch: pytes
     assert written(node) == {EP, EP2}
     assert _soon(lambda: written(node) == {EP})
     assert set(node.store.state.networks) == {NET}, "the engine may still have it"
+
+
+def test_a_network_whose_containers_went_with_the_host_does_not_hold_its_vni(cluster: MemoryStore) -> None:
+    """An engine that was killed has forgotten its Swarm networks, and never says DeleteNetwork."""
+    leader = Node(1, cluster)
+    try:
+        leader.create({"vni": "70001"})
+        leader.attach(EP, "10.62.0.4")
+        leader.end()
+        leader.kernel.objects.clear()
+        leader.begin()
+        answer = leader.service.allocate_network(OTHER, {"vni": "70001"}, SUBNETS)
+        assert (answer["vni"], REFUSED in answer) == ("70001", False)
+    finally:
+        leader.end()
 
 
 def test_an_endpoint_that_left_is_gone(node: Node) -> None:

@@ -1,0 +1,55 @@
+"""Forgets networks that the engine does not know.
+
+An engine that was killed has forgotten its Swarm networks, and a call that was never answered may have
+been the last about its network: no DeleteNetwork will come for either. Only doubtful ones are asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import partial
+from typing import Final
+
+from driver.state import without_ghost
+from driver.store import Store
+from driver.swarm.engine import Engine, EngineAway
+
+log = logging.getLogger(__name__)
+
+_INTERVAL: Final = 30.0
+"""Seconds between looks, and for which the engine may still be about to repeat a call."""
+
+
+class Census:
+    """A thread that asks the engine about networks which nobody has shown to live."""
+
+    def __init__(self, store: Store, engine: Engine, *, interval: float = _INTERVAL) -> None:
+        self._store = store
+        self._engine = engine
+        self._interval = interval
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="census", daemon=True)
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval):
+            try:
+                self._look()
+            except EngineAway as away:
+                log.debug("the engine is not asked for its networks: %s", away)
+
+    def _look(self) -> None:
+        state = self._store.state
+        for network in [network for network in state.networks if network in state.doubtful]:
+            if not self._engine.knows_network(network):
+                log.info("network %s: the engine does not know it (any more): forgotten", network)
+                self._store.update(partial(without_ghost, network=network), lasting=False)
