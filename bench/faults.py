@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.e2e.conftest import in_swarm, put
 from tests.e2e.containers import Container, Playground, eventually, playground
+from tests.faults.faults import control_planes
 from tests.faults.scene import PairMeter
 from tests.lab import Host, Lab, build_plugin
 
@@ -25,8 +26,6 @@ ROOT = Path(__file__).parent.parent
 DRIVERS = ("pyoverlay", "overlay")
 NEVER = 60.0
 """Stands for: still broken when the trial stopped watching, which is up to 60 seconds after the fault."""
-CONTROL_PORTS = (("tcp", 2377), ("tcp", 7946), ("udp", 7946), ("tcp", 2389))
-"""Swarm's, the engines' gossip, our store's."""
 LEARNT = 315.0
 """Seconds of silence after which a VXLAN device has forgotten what it has learnt."""
 
@@ -142,9 +141,9 @@ def lose_touch(ground: Ground) -> dict[str, Result]:
     """
     meters = {name: PairMeter(*ground.pairs[name], ground.networks[name]) for name in DRIVERS}
     time.sleep(0.5)
-    _control_planes(ground.host, "-I")
+    control_planes(ground.host, cut=True)
     time.sleep(60)
-    _control_planes(ground.host, "-D")
+    control_planes(ground.host, cut=False)
     time.sleep(30)
     with ThreadPoolExecutor() as pool:
         readings = dict(zip(meters, pool.map(lambda meter: meter.stop(), meters.values()), strict=True))
@@ -152,14 +151,6 @@ def lose_touch(ground: Ground) -> dict[str, Result]:
     results = {name: Result(readings[name].lost, seconds) for name, seconds in reached(ground).items()}
     mend(ground, results)
     return results
-
-
-def _control_planes(host: Host, action: str) -> None:
-    """Insert ("-I") or delete ("-D") rules that drop all but what tunnels carry."""
-    for chain in ("INPUT", "OUTPUT"):
-        for side in ("--dport", "--sport"):
-            for protocol, port in CONTROL_PORTS:
-                host.run(["iptables", action, chain, "-p", protocol, side, str(port), "-j", "DROP"])
 
 
 TRIALS: dict[str, Trial] = {

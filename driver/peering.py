@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from driver.control import ControlPlane, Publication, View
 from driver.desired import publication
-from driver.peers import expired, merge, too_many_stale
+from driver.peers import merge, overdue, settle, too_many_stale
+from driver.probe import answering
 from driver.state import State
 from driver.store import Store
+from driver.values import Address
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +26,20 @@ class Peering:
     """Publishes every change of the state and merges every view into it."""
 
     def __init__(
-        self, store: Store, control: ControlPlane, *, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        control: ControlPlane,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        probe: Callable[[Collection[Address]], Collection[Address]] = answering,
     ) -> None:
+        """*probe* returns those of the VTEPs whose hosts answer."""
         self._store = store
         self._control = control
         self._clock = clock
+        self._probe = probe
+        self._answering: frozenset[Address] = frozenset()
+        """Hosts that were away from the store and answered when they were asked last."""
         self._view = View()
         self._published: Publication | None = None
         self._lock = threading.Lock()
@@ -71,5 +82,14 @@ class Peering:
 
     def _tick(self) -> None:
         while not self._stopped.wait(_TICK):
-            if expired(self._store.state.peers, self._clock()):
-                self._store.update(self._merged)
+            late = overdue(self._store.state.peers, self._clock())
+            if late:
+                self._settle(late)
+
+    def _settle(self, late: Collection[Address]) -> None:
+        found = frozenset(self._probe(late))
+        for vtep in sorted(found - self._answering, key=str):
+            log.warning("host %s is away from the store and answers: its containers' rows stay", vtep)
+        self._answering = found
+        now = self._clock()
+        self._store.update(lambda state: replace(state, peers=settle(state.peers, found, now)))

@@ -7,6 +7,8 @@ row removed late points at a dead host:
   does not list is gone.
 * A node that is not in the view keeps its rows for a grace: its lease ran out, or the store is
   new and the node has not come to it yet. An address that another node claims moves at once.
+  After the grace the rows go, unless the host answers: then only its control plane is away, and
+  its containers live.
 * When more than half of the known nodes are missing, the fault is more likely ours or the
   store's than theirs, and nothing is removed. Those that are still missing when most have come
   back get a whole grace from then on: they are likely on their way.
@@ -14,7 +16,7 @@ row removed late points at a dead host:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from driver.control import View
@@ -29,7 +31,7 @@ def merge(peers: Peers, view: View, me: NodeId, followed: Iterable[NetworkId], n
     """Return what *peers* becomes in the light of *view* at monotonic second *now*.
 
     While the view is not connected nothing changes but that networks no longer *followed*
-    are dropped.
+    are dropped. Time alone removes nothing here: see `overdue` and `settle`.
     """
     wanted = frozenset(followed)
     if not view.connected:
@@ -44,9 +46,28 @@ def merge(peers: Peers, view: View, me: NodeId, followed: Iterable[NetworkId], n
     return Peers(nodes, kept, (peers.synced | view.endpoints.keys()) & wanted)
 
 
-def expired(peers: Peers, now: float) -> bool:
-    """Return whether a merge with the same view would remove something by now."""
-    return any(n.stale_since is not None and now - n.stale_since >= GRACE for n in peers.nodes.values())
+def overdue(peers: Peers, now: float) -> frozenset[Address]:
+    """Return the VTEPs of nodes whose grace is over; none while the fault is likely not theirs."""
+    if too_many_stale(peers):
+        return frozenset()
+    return frozenset(node.vtep for node in peers.nodes.values() if _is_overdue(node, now))
+
+
+def settle(peers: Peers, answering: Collection[Address], now: float) -> Peers:
+    """Drop the nodes whose grace is over, with their rows; those *answering* get another grace."""
+    late = {id_: node for id_, node in peers.nodes.items() if _is_overdue(node, now)}
+    alive = {i: replace(node, stale_since=now) for i, node in late.items() if node.vtep in answering}
+    gone = late.keys() - alive.keys()
+    nodes = {id_: alive.get(id_, node) for id_, node in peers.nodes.items() if id_ not in gone}
+    entries = {
+        network: _same_or_new(rows, {a: peer for a, peer in rows.items() if peer.node not in gone})
+        for network, rows in peers.entries.items()
+    }
+    return replace(peers, nodes=nodes, entries=entries)
+
+
+def _is_overdue(node: PeerNode, now: float) -> bool:
+    return node.stale_since is not None and now - node.stale_since >= GRACE
 
 
 def adopt(peers: Peers, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> Peers:
@@ -71,10 +92,7 @@ def _nodes(known: Mapping[NodeId, PeerNode], view: View, me: NodeId, now: float)
         for id_, node in known.items()
         if id_ not in live and node.vtep not in live_vteps
     }
-    everyone = Peers(nodes={**live, **stale})
-    if too_many_stale(everyone):
-        return dict(everyone.nodes)
-    return {i: n for i, n in everyone.nodes.items() if n.stale_since is None or now - n.stale_since < GRACE}
+    return {**live, **stale}
 
 
 def _entries(

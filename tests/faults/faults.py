@@ -216,6 +216,28 @@ def _heal(scene: Scene) -> None:
     until(lambda: node_is(scene, scene.worker, "Ready"), "the node is ready again", 60)
 
 
+CONTROL_PORTS = (("tcp", 2377), ("tcp", 7946), ("udp", 7946), ("tcp", 2389))
+"""Swarm's, the engines' gossip, our store's."""
+
+
+def control_planes(host: Host, *, cut: bool) -> None:
+    """Drop, or let pass again, all that hosts tell each other but what tunnels carry."""
+    for chain in ("INPUT", "OUTPUT"):
+        for side in ("--dport", "--sport"):
+            for protocol, port in CONTROL_PORTS:
+                rule = [chain, "-p", protocol, side, str(port), "-j", "DROP"]
+                host.run(["iptables", "-I" if cut else "-D", *rule])
+
+
+def _cut_control(scene: Scene) -> None:
+    control_planes(scene.worker, cut=True)
+
+
+def _heal_control(scene: Scene) -> None:
+    control_planes(scene.worker, cut=False)
+    until(lambda: node_is(scene, scene.worker, "Ready"), "the node is ready again", 60)
+
+
 def _two_managers(scene: Scene) -> list[Host]:
     """The leader and another manager."""
     names = scene.notes.get("two") or scene.leader.name
@@ -444,6 +466,7 @@ FAULTS = (
     Fault("host cut off for 5 s", _cut, _heal, traffic=Traffic.CUT, lasts=5, bound=10, smoke=True),
     Fault("host cut off for 30 s", _cut, _heal, traffic=Traffic.CUT, lasts=30, bound=10),
     Fault("host cut off for 5 min", _cut, _heal, traffic=Traffic.CUT, lasts=300, bound=15, slow=True),
+    Fault("host's control planes cut for 70 s", _cut_control, _heal_control, lasts=70, bound=15, slow=True),
     Fault("node leaves and joins again", _leave, _join_again, traffic=Traffic.DEAD, bound=10),
     Fault("address moves to another host", _address_here, _address_there, bound=5, lasts=0, churn=False),
     Fault("host gets another VTEP address and its old one again", _new_address, _old_address, bound=10),

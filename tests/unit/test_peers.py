@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from driver.control import EndpointRecord, NodeRecord, View
 from driver.model import Peer, Peers
-from driver.peers import GRACE, adopt, expired, merge, too_many_stale
+from driver.peers import GRACE, adopt, merge, overdue, settle, too_many_stale
 from driver.values import EndpointId, Mac, NetworkId, NodeId
 
 ME, A, B, C = (NodeId(n) for n in ("me", "a", "b", "c"))
@@ -59,12 +59,24 @@ def test_a_missing_nodes_rows_stay_for_the_grace_and_go_after_it() -> None:
     peers = step(peers, gone, now=100)
     assert where(peers)["10.0.0.2"] == A
     peers = step(peers, gone, now=100 + GRACE - 0.1)
-    assert not expired(peers, 100 + GRACE - 0.1)
-    assert where(peers)["10.0.0.2"] == A
-    assert expired(peers, 100 + GRACE)
-    peers = step(peers, gone, now=100 + GRACE)
-    assert "10.0.0.2" not in where(peers)
-    assert A not in peers.nodes
+    assert overdue(peers, 100 + GRACE - 0.1) == set()
+    assert settle(peers, [], 100 + GRACE - 0.1) == peers
+    assert overdue(peers, 100 + GRACE) == {VTEP[A]}
+    buried = settle(peers, [], 100 + GRACE)
+    assert where(buried) == {"10.0.0.3": B, "10.0.0.4": C}
+    assert A not in buried.nodes
+    assert where(step(buried, view(*FULL.endpoints[NET].values(), nodes=(ME, B, C)), 200)) == where(buried)
+
+
+def test_the_rows_of_a_host_that_answers_stay() -> None:
+    gone = view(record("10.0.0.3", B), record("10.0.0.4", C), nodes=(ME, B, C))
+    peers = step(step(Peers(), FULL), gone, now=0)
+    kept = settle(peers, [VTEP[A]], GRACE)
+    assert where(kept)["10.0.0.2"] == A
+    assert kept.entries[NET] is peers.entries[NET]
+    assert overdue(kept, 2 * GRACE - 1) == set()
+    assert overdue(kept, 2 * GRACE) == {VTEP[A]}
+    assert "10.0.0.2" not in where(settle(kept, [], 2 * GRACE))
 
 
 def test_records_of_a_node_that_went_stale_still_count_while_in_the_store() -> None:
@@ -87,6 +99,7 @@ def test_a_new_empty_store_removes_nothing() -> None:
     peers = step(Peers(), FULL)
     empty = View(True, {ME: NodeRecord(ME, VTEP[ME])}, {NET: {}})
     later = step(step(peers, empty, now=0), empty, now=10 * GRACE)
+    assert overdue(later, 20 * GRACE) == set()
     assert where(later) == where(peers)
     assert too_many_stale(later)
     back = step(later, FULL, now=11 * GRACE)
@@ -133,7 +146,9 @@ def test_adopted_rows_of_a_host_that_never_speaks_go_after_the_grace() -> None:
     rows = {ip_address("10.0.0.2"): Peer(Mac("02:42:0a:00:00:02"), VTEP[A], NodeId(""))}
     adopted = adopt(Peers(), NET, rows, now=0)
     seen = view(nodes=(ME, B))
-    assert where(step(step(adopted, seen, now=1), seen, now=GRACE + 1)) == {}
+    held = step(adopted, seen, now=1)
+    assert overdue(held, GRACE) == {VTEP[A]}
+    assert where(settle(held, [], GRACE)) == {}
 
 
 def test_who_is_missing_still_when_most_are_back_gets_a_whole_grace() -> None:
@@ -144,8 +159,8 @@ def test_who_is_missing_still_when_most_are_back_gets_a_whole_grace() -> None:
     peers = step(peers, view(*FULL.endpoints[NET].values(), nodes=(ME, A)), now=back)
     peers = step(peers, view(*FULL.endpoints[NET].values(), nodes=(ME, A, B)), now=back + 1)
     assert where(peers) == {"10.0.0.2": A, "10.0.0.3": B, "10.0.0.4": C}
-    assert not expired(peers, back + GRACE)
-    assert expired(peers, back + 1 + GRACE)
+    assert overdue(peers, back + GRACE) == set()
+    assert overdue(peers, back + 1 + GRACE) == {VTEP[C]}
 
 
 def test_adopted_rows_stay_while_the_store_has_their_records_but_not_their_node() -> None:
@@ -155,4 +170,4 @@ def test_adopted_rows_stay_while_the_store_has_their_records_but_not_their_node(
     held = step(adopted, seen, now=1)
     assert where(held) == {"10.0.0.2": NodeId(f"vtep {VTEP[A]}")}
     assert where(step(held, view(record("10.0.0.2", A), nodes=(ME, A, B)), now=2)) == {"10.0.0.2": A}
-    assert where(step(held, seen, now=GRACE + 1)) == {}
+    assert where(settle(held, [], GRACE)) == {}
