@@ -20,20 +20,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
-from driver.desired import FALLBACK_UNDERLAY, container_name, desired, namespace_name, vanished
+from driver.adoption import adopt_kernel, withdraw
+from driver.desired import desired, namespace_name, vanished
 from driver.drift import findings, sentence
 from driver.errors import DeadlineExceeded, KernelError
 from driver.kernel import HOST, Kernel
-from driver.model import Peer, Phase, Underlay
-from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Key, Kind, Namespace, Neighbour
-from driver.peers import adopt
+from driver.model import Underlay
+from driver.objects import KernelState, Key, Kind, Namespace
 from driver.plan import Delete, Op, diff
-from driver.state import State, with_doubt, without_doubtful
+from driver.state import State, without_doubtful
 from driver.store import Store
-from driver.values import Address, EndpointId, Mac, NetworkId, NodeId
+from driver.values import EndpointId, NetworkId
+from driver.way import Way
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ _LOOK_INTERVAL = 1.0
 """Seconds between two looks at a network for the kernel's news: somebody may be fighting us."""
 _WITHDRAW_AFTER = 5.0
 """Seconds that a vanished port waits for the Leave that explains it."""
-_HANDOVER = 1.0
-"""Seconds in which the engine has moved a container end into its container."""
 _FORGET_AFTER = 60.0
 """Seconds that a doubtful endpoint waits for its next call; the engine repeats one for 30 s."""
 _SETTLE = 0.002
@@ -98,8 +96,7 @@ class Engine:
         self._revision = 0
         self._doubted: Mapping[EndpointId, float] = {}
         """Doubtful endpoints, and since which audit."""
-        self._underlay: tuple[Address | None, Underlay] | None = None
-        self._underlay_is_old = True
+        self._way = Way(kernel)
         self.repairs: Counter[Kind] = Counter()
         """How many objects were mended because somebody else had changed them."""
         self._done = threading.Condition()
@@ -110,7 +107,7 @@ class Engine:
 
         Nothing that has ended meanwhile is in the state's publication when this returns.
         """
-        self._adopt()
+        adopt_kernel(self._store, self._kernel, self._clock)
         self._store.subscribe(self._work)
         self._thread.start()
 
@@ -164,7 +161,7 @@ class Engine:
         due_at = min([audit_at, *(p.due_at for p in self._progress.values())])
         changed = self._kernel.wait(max(0.0, due_at - self._clock()), self._wake.fileno())
         if HOST in changed:
-            self._underlay_is_old = True
+            self._way.outdate()
         for network, progress in self._progress.items():
             if namespace_name(network) in changed:
                 progress.look_at = max(self._clock(), progress.looked_at + _LOOK_INTERVAL)
@@ -174,7 +171,7 @@ class Engine:
 
     def _round(self, *, audit: bool) -> None:
         state, revision = self._store.snapshot()
-        underlay = self._read_underlay(state.host.vtep, audit=audit)
+        underlay = self._way.look(state.host.vtep, again=audit)
         for network in list(dict.fromkeys([*state.networks, *self._progress])):
             if self._stopping:
                 return
@@ -263,13 +260,7 @@ class Engine:
         since = {endpoint: progress.missing.get(endpoint, now) for endpoint in missing}
         gone = {endpoint for endpoint, then in since.items() if now - then >= _WITHDRAW_AFTER}
         progress.missing = {endpoint: then for endpoint, then in since.items() if endpoint not in gone}
-        self._withdraw(network, gone)
-
-    def _withdraw(self, network: NetworkId, gone: Collection[EndpointId]) -> None:
-        for endpoint in gone:
-            log.warning("network %s: endpoint %s has lost its container: withdrawn", network, endpoint)
-        if gone:
-            self._store.update(lambda state: with_doubt(state, gone))
+        withdraw(self._store, network, gone)
 
     def _forget(self, state: State) -> None:
         """Drop the records of endpoints that nobody has spoken of for long enough."""
@@ -280,32 +271,6 @@ class Engine:
         if old:
             log.info("forgetting %d endpoints that ended unseen", len(old))
             self._store.update(lambda state: without_doubtful(state, old), lasting=False)
-
-    def _read_underlay(self, vtep: Address | None, *, audit: bool) -> Underlay | KernelError:
-        """Return the way to the others; when it is gone for now, go on with the last answer."""
-        known = self._underlay if self._underlay and self._underlay[0] == vtep else None
-        if known is None or self._underlay_is_old or audit:
-            self._underlay = known = self._ask_underlay(vtep) or known
-        if known:
-            return known[1]
-        if vtep is None:
-            return FALLBACK_UNDERLAY
-        return KernelError(
-            f"VTEP address {vtep} is on no device of this host: "
-            "set PYOVERLAY_VTEP to one of the host's addresses"
-        )
-
-    def _ask_underlay(self, vtep: Address | None) -> tuple[Address | None, Underlay] | None:
-        self._underlay_is_old = False
-        try:
-            found = self._kernel.underlay(vtep)
-        except KernelError as error:
-            log.warning("underlay of %s: %s", vtep, error)
-            self._underlay_is_old = True
-            return None
-        if self._underlay and self._underlay[0] == vtep:
-            _tell_underlay(vtep, self._underlay[1], found)
-        return (vtep, found) if found else None
 
     def _remove_orphans(self, state: State) -> None:
         wanted = {namespace_name(network) for network in (*state.networks, *self._progress)}
@@ -318,53 +283,6 @@ class Engine:
                 errors = {orphan.key: failure}
             for key, error in errors.items():
                 log.warning("namespace %s: %s %s: %s", name, key[0].name, key[2], error)
-
-    def _adopt(self) -> None:
-        """Take the rows in the kernel as what the others had when the former process ended.
-
-        Who has no container ended after it, or with the whole host.
-        """
-        ends = self._given_back()
-        for network in self._store.state.networks:
-            try:
-                have = self._kernel.read(namespace_name(network))
-            except KernelError as error:
-                log.warning("network %s: cannot read what is there: %s", network, error)
-                continue
-            if rows := _remote_rows(have):
-                self._store.update(partial(_adopted, network=network, rows=rows, now=self._clock()))
-            self._withdraw(network, vanished(self._store.state, network, have, ends))
-
-    def _given_back(self) -> Collection[str]:
-        """Return the container ends that are in the host's namespace and stay there.
-
-        The engine may be about to take that of a Join which the former process has just answered.
-        """
-        endpoints = self._store.state.endpoints.values()
-        joined = {container_name(e.id) for e in endpoints if e.phase is Phase.JOINED}
-        end = self._clock() + _HANDOVER
-        try:
-            while (ends := joined.intersection(self._kernel.container_ends())) and self._clock() < end:
-                time.sleep(_HANDOVER / 20)
-        except KernelError as error:
-            log.warning("who has ended meanwhile is not seen: %s", error)
-            return ()
-        return ends
-
-
-def _tell_underlay(vtep: Address | None, before: Underlay, now: Underlay | None) -> None:
-    if now is None:
-        log.warning("VTEP address %s is on no device of this host for now: going on as before", vtep)
-    elif now.mtu != before.mtu:
-        log.warning(
-            "the MTU of the underlay (%s) was %d and is %d: new containers follow; those that run keep "
-            "theirs, and the kernel fragments their big packets, or answers them by ICMP, where it can",
-            *(now.device, before.mtu, now.mtu),
-        )
-
-
-def _adopted(state: State, *, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> State:
-    return replace(state, peers=adopt(state.peers, network, rows, now))
 
 
 def _wish(state: State, network: NetworkId, underlay: Underlay | KernelError) -> tuple[object, ...]:
@@ -396,14 +314,6 @@ class _Same:
         return isinstance(other, _Same) and self._value is other._value
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _remote_rows(have: KernelState) -> dict[Address, Peer]:
-    vteps: dict[tuple[str, Mac], Address] = {
-        (o.device, o.mac): o.vtep for o in have.values() if isinstance(o, FdbEntry) and o.mac != FLOOD_MAC
-    }
-    neighbours = [o for o in have.values() if isinstance(o, Neighbour) and (o.device, o.mac) in vteps]
-    return {n.address: Peer(n.mac, vteps[n.device, n.mac], NodeId("")) for n in neighbours}
 
 
 def _summary(ops: list[Op]) -> str:

@@ -1,0 +1,77 @@
+"""What a new process takes over from the kernel, and who has ended unseen."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
+
+from driver.desired import container_name, namespace_name, vanished
+from driver.errors import KernelError
+from driver.kernel import Kernel
+from driver.model import Peer, Phase
+from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Neighbour
+from driver.peers import adopt
+from driver.state import State, with_doubt
+from driver.store import Store
+from driver.values import Address, EndpointId, Mac, NetworkId, NodeId
+
+log = logging.getLogger(__name__)
+
+_HANDOVER = 1.0
+"""Seconds in which the engine has moved a container end into its container."""
+
+
+def adopt_kernel(store: Store, kernel: Kernel, clock: Callable[[], float]) -> None:
+    """Take the rows in the kernel as what the others had when the former process ended.
+
+    Who has no container ended after it, or with the whole host.
+    """
+    ends = _given_back(store.state, kernel, clock)
+    for network in store.state.networks:
+        try:
+            have = kernel.read(namespace_name(network))
+        except KernelError as error:
+            log.warning("network %s: cannot read what is there: %s", network, error)
+            continue
+        if rows := _remote_rows(have):
+            store.update(partial(_adopted, network=network, rows=rows, now=clock()))
+        withdraw(store, network, vanished(store.state, network, have, ends))
+
+
+def withdraw(store: Store, network: NetworkId, gone: Collection[EndpointId]) -> None:
+    """Announce no more the endpoints that no container has."""
+    for endpoint in gone:
+        log.warning("network %s: endpoint %s has lost its container: withdrawn", network, endpoint)
+    if gone:
+        store.update(lambda state: with_doubt(state, gone))
+
+
+def _given_back(state: State, kernel: Kernel, clock: Callable[[], float]) -> Collection[str]:
+    """Return the container ends that are in the host's namespace and stay there.
+
+    The engine may be about to take that of a Join which the former process has just answered.
+    """
+    joined = {container_name(e.id) for e in state.endpoints.values() if e.phase is Phase.JOINED}
+    end = clock() + _HANDOVER
+    try:
+        while (ends := joined.intersection(kernel.container_ends())) and clock() < end:
+            time.sleep(_HANDOVER / 20)
+    except KernelError as error:
+        log.warning("who has ended meanwhile is not seen: %s", error)
+        return ()
+    return ends
+
+
+def _adopted(state: State, *, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> State:
+    return replace(state, peers=adopt(state.peers, network, rows, now))
+
+
+def _remote_rows(have: KernelState) -> dict[Address, Peer]:
+    vteps: dict[tuple[str, Mac], Address] = {
+        (o.device, o.mac): o.vtep for o in have.values() if isinstance(o, FdbEntry) and o.mac != FLOOD_MAC
+    }
+    neighbours = [o for o in have.values() if isinstance(o, Neighbour) and (o.device, o.mac) in vteps]
+    return {n.address: Peer(n.mac, vteps[n.device, n.mac], NodeId("")) for n in neighbours}
