@@ -10,6 +10,7 @@ what does not suit one trusted client, at gunicorn's seams of version 27: revise
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import importlib
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 EXIT_RESTART = 75
 """Exit status after a request for a restart: sysexits.h EX_TEMPFAIL, "try again"."""
+_PR_SET_PDEATHSIG = 1
 THREADS = 64
 """At most; they are made as needed. A Join may wait for seconds, and the engine sends as many at a time
 as containers start, while it expects EndpointOperInfo to answer at once."""
@@ -153,7 +155,7 @@ class _Server(BaseApplication):
             "control_socket_disable": True,
             "logger_class": _Logger,
             "when_ready": self._ready,
-            "post_fork": _shorten_grace,
+            "post_fork": _after_fork,
             "worker_exit": self._worker_exit,
         }
         for name, value in options.items():
@@ -184,7 +186,11 @@ class _Server(BaseApplication):
             self._runtime.stop()
 
 
-def _shorten_grace(_: Arbiter, worker: Worker) -> None:
+def _after_fork(arbiter: Arbiter, worker: Worker) -> None:
+    # A worker that outlives its arbiter takes what the next one makes for a stranger's, and removes it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != arbiter.pid:
+        os._exit(1)
     # The arbiter's patience has to last for the runtime's stop, which comes after the worker's own.
     worker.cfg.set("graceful_timeout", WORKER_GRACE)
 
