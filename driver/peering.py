@@ -82,14 +82,15 @@ class Peering:
 
     def _tick(self) -> None:
         while not self._stopped.wait(_TICK):
-            late = overdue(self._store.state.peers, self._clock())
+            now = self._clock()
+            late = overdue(self._store.state.peers, now)
             if late:
-                self._settle(late)
+                self._settle(late, now)
 
-    def _settle(self, late: Collection[Address]) -> None:
+    def _settle(self, late: Collection[Address], now: float) -> None:
+        """Drop whom nobody hears; who became overdue while these were asked is asked next time."""
         found = frozenset(self._probe(late))
         for vtep in sorted(found - self._answering, key=str):
             log.warning("host %s is away from the store and answers: its containers' rows stay", vtep)
         self._answering = found
-        now = self._clock()
         self._store.update(lambda state: replace(state, peers=settle(state.peers, found, now)))

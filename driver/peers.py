@@ -48,14 +48,12 @@ def merge(peers: Peers, view: View, me: NodeId, followed: Iterable[NetworkId], n
 
 def overdue(peers: Peers, now: float) -> frozenset[Address]:
     """Return the VTEPs of nodes whose grace is over; none while the fault is likely not theirs."""
-    if too_many_stale(peers):
-        return frozenset()
-    return frozenset(node.vtep for node in peers.nodes.values() if _is_overdue(node, now))
+    return frozenset(node.vtep for node in _late(peers, now).values())
 
 
 def settle(peers: Peers, answering: Collection[Address], now: float) -> Peers:
-    """Drop the nodes whose grace is over, with their rows; those *answering* get another grace."""
-    late = {id_: node for id_, node in peers.nodes.items() if _is_overdue(node, now)}
+    """Drop the nodes that were overdue at *now*, with their rows; those *answering* get another grace."""
+    late = _late(peers, now)
     alive = {i: replace(node, stale_since=now) for i, node in late.items() if node.vtep in answering}
     gone = late.keys() - alive.keys()
     nodes = {id_: alive.get(id_, node) for id_, node in peers.nodes.items() if id_ not in gone}
@@ -66,8 +64,14 @@ def settle(peers: Peers, answering: Collection[Address], now: float) -> Peers:
     return replace(peers, nodes=nodes, entries=entries)
 
 
-def _is_overdue(node: PeerNode, now: float) -> bool:
-    return node.stale_since is not None and now - node.stale_since >= GRACE
+def _late(peers: Peers, now: float) -> dict[NodeId, PeerNode]:
+    if too_many_stale(peers):
+        return {}
+    return {
+        id_: node
+        for id_, node in peers.nodes.items()
+        if node.stale_since is not None and now - node.stale_since >= GRACE
+    }
 
 
 def adopt(peers: Peers, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> Peers:

@@ -117,7 +117,9 @@ class Life:
         _, revision = self.runtime._store.snapshot()
         for network in list(self.runtime._store.state.networks):
             self.runtime._engine.wait(network, revision, 10)
-        self.runtime._peering.wait_published(5)
+        deadline = time.monotonic() + 5
+        while not self.runtime._peering.wait_published(1) and time.monotonic() < deadline:
+            time.sleep(0.01)  # it answers at once while there is no connection yet
 
 
 def forked(work: Callable[[Callable[[Any], None]], None]) -> tuple[list[Any], int]:

@@ -171,3 +171,11 @@ def test_adopted_rows_stay_while_the_store_has_their_records_but_not_their_node(
     assert where(held) == {"10.0.0.2": NodeId(f"vtep {VTEP[A]}")}
     assert where(step(held, view(record("10.0.0.2", A), nodes=(ME, A, B)), now=2)) == {"10.0.0.2": A}
     assert where(settle(held, [], GRACE)) == {}
+
+
+def test_only_who_was_overdue_when_asked_is_dropped_and_nobody_while_most_are_missing() -> None:
+    one = step(step(Peers(), FULL), view(*FULL.endpoints[NET].values(), nodes=(ME, B, C)), now=0)
+    asked_at = GRACE
+    two = step(one, view(*FULL.endpoints[NET].values(), nodes=(ME, C)), now=asked_at + 1)
+    assert too_many_stale(two)
+    assert settle(two, [], asked_at) == two
