@@ -14,11 +14,11 @@ demo-down: $(VENV)/.ready ## removes every trace of the demo
 
 test: check ## unit, real kernel, real etcd, real engines; of the faults a part
 	$(BIN)/python -m tests.lab ensure
-	$(BIN)/pytest -m "not faults" --durations=10
+	$(BIN)/pytest -m "not faults" --tb=short --durations=10
 
 test-faults: $(VENV)/.ready ## every fault on real engines, under traffic; half an hour
 	$(BIN)/python -m tests.lab ensure
-	$(BIN)/pytest tests/faults --durations=10
+	$(BIN)/pytest tests/faults --tb=short --durations=10
 
 soak: $(VENV)/.ready ## churn and random faults: make soak MINUTES=30 SEED=7
 	$(BIN)/python -m tests.lab ensure
