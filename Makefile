@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 30
 
-.PHONY: demo demo-down test test-faults soak check unit plugin lock clean
+.PHONY: demo demo-down test test-faults soak bench check unit plugin lock clean
 
 demo: $(VENV)/.ready ## three engines as a Swarm, the plugin on each, containers that reach each other
 	$(BIN)/python -m tests.demo up
@@ -23,6 +23,10 @@ test-faults: $(VENV)/.ready ## every fault on real engines, under traffic; half 
 soak: $(VENV)/.ready ## churn and random faults: make soak MINUTES=30 SEED=7
 	$(BIN)/python -m tests.lab ensure
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+bench: $(VENV)/.bench ## side by side with the built-in overlay, into bench/results: make bench [QUICK=1]
+	$(BIN)/python -m tests.lab ensure
+	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 unit: $(VENV)/.ready ## what needs neither root nor engines
 	$(BIN)/pytest -m "not kernel and not store and not lab"
@@ -43,6 +47,8 @@ lock: $(VENV)/.ready ## renew the locked dependencies
 	  --no-header --no-annotate --upgrade --quiet -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --upgrade --quiet -o requirements-dev.lock
+	$(BIN)/uv pip compile --group bench --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --upgrade --quiet -o requirements-bench.lock
 
 clean: ## takes down any lab and removes what was built
 	-$(BIN)/python -m tests.lab clean
@@ -52,4 +58,8 @@ $(VENV)/.ready: requirements-dev.lock
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -q && apt-get install -y -q python3-venv; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.lock $(VENV)/.ready
+	$(BIN)/pip install --quiet --require-hashes -r requirements-bench.lock
 	@touch $@
