@@ -94,17 +94,19 @@ def vanished(
 ) -> frozenset[EndpointId]:
     """Return the joined endpoints that no container has any more.
 
-    Their ports are not in *have*, what the kernel holds of the network: the container end went with its
-    sandbox, and nothing can be made anew. Or their container ends are among *ends*, those that are in
-    the host's namespace: the engine has given them back.
+    Their ports are not in *have*, what the kernel holds of the network, under whatever name: the container
+    end went with its sandbox, and nothing can be made anew. Or their container ends are among *ends*,
+    those that are in the host's namespace: the engine has given them back.
     """
     namespace = namespace_name(network)
     known = state.joining | state.doubtful
-    awaited = [e.id for e in state.endpoints_of(network) if e.phase is Phase.JOINED and e.id not in known]
+    aliases = {obj.alias for obj in have.values() if isinstance(obj, Port)}
     return frozenset(
-        e
-        for e in awaited
-        if (Kind.PORT, namespace, port_name(e), "") not in have or container_name(e) in ends
+        e.id
+        for e in state.endpoints_of(network)
+        if e.phase is Phase.JOINED and e.id not in known
+        if ((Kind.PORT, namespace, port_name(e.id), "") not in have and _port_alias(e) not in aliases)
+        or container_name(e.id) in ends
     )
 
 
@@ -145,17 +147,21 @@ def _port(state: State, network: Network, endpoint: Endpoint, mtu: int) -> Port 
     segment = network.segment_of(endpoint.interfaces[0].ip)
     if segment is None:
         return None
-    addresses = " ".join(str(i.ip) for i in endpoint.interfaces)
     return Port(
         namespace_name(network.id),
         port_name(endpoint.id),
         bridge_name(segment.vni),
-        f"{ALIAS_PREFIX}endpoint {endpoint.id} {addresses}",
+        _port_alias(endpoint),
         peer=container_name(endpoint.id),
         peer_mac=endpoint.mac,
         peer_mtu=mtu,
         create=endpoint.id in state.joining,
     )
+
+
+def _port_alias(endpoint: Endpoint) -> str:
+    addresses = " ".join(str(i.ip) for i in endpoint.interfaces)
+    return f"{ALIAS_PREFIX}endpoint {endpoint.id} {addresses}"
 
 
 def _forwarding(state: State, network: Network, segment: Segment) -> Iterator[KernelObject]:

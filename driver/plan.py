@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from driver.objects import FdbEntry, KernelObject, KernelState, Kind, Neighbour, Port, parent
+from driver.objects import FdbEntry, KernelObject, KernelState, Key, Kind, Neighbour, Port, parent
 
 #: Rows of a device vanish with it; ports and devices are taken down one by one, because
 #: a namespace dies asynchronously and would keep its VNI busy until then.
@@ -13,7 +13,10 @@ _ROWS = frozenset({Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS})
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Make *want* exist with exactly its values; *have* is what is there now, if anything."""
+    """Make *want* exist with exactly its values; *have* is what is there now, if anything.
+
+    A port's *have* may bear another name: somebody renamed it, and its container cannot get a new one.
+    """
 
     want: KernelObject
     have: KernelObject | None = None
@@ -35,14 +38,27 @@ def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> li
     With *prune_rows* false no FDB row and no neighbour is removed: the control plane has
     not said yet that it is in sync, so what looks superfluous may only be unknown.
     """
-    gone = have.keys() - want.keys()
+    renamed = _renamed(want, have)
+    gone = have.keys() - want.keys() - {port.key for port in renamed.values()}
     deletes = [
         Delete(have[key])
         for key in sorted(gone, reverse=True)
         if _must_delete(have[key], have, want, prune_rows)
     ]
-    sets = [Set(obj, have.get(key)) for key, obj in sorted(want.items()) if _must_set(obj, have.get(key))]
+    there = {**have, **renamed}
+    sets = [Set(obj, there.get(key)) for key, obj in sorted(want.items()) if _must_set(obj, there.get(key))]
     return [*deletes, *sets]
+
+
+def _renamed(want: KernelState, have: KernelState) -> dict[Key, Port]:
+    """Return by wanted key the ports that are there under another name: the alias tells whose they are."""
+    strays = {
+        (obj.namespace, obj.alias): obj
+        for key, obj in have.items()
+        if isinstance(obj, Port) and key not in want
+    }
+    wanted = ((key, obj) for key, obj in want.items() if isinstance(obj, Port) and key not in have)
+    return {key: strays[whose] for key, obj in wanted if (whose := (obj.namespace, obj.alias)) in strays}
 
 
 def _must_delete(obj: KernelObject, have: KernelState, want: KernelState, prune_rows: bool) -> bool:

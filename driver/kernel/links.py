@@ -128,6 +128,15 @@ def signature(name: str, alias: str) -> Request:
     return Request(_NEWLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + named)
 
 
+def rename(channel: Channel, name: str, new: str) -> None:
+    """Give the device *name* another name; it is down then, as kernels before 6.2 want. Raises OSError."""
+    found = link(channel, name)
+    if found is not None:
+        down = _IFINFO.pack(0, 0, found.index, 0, _IFF_UP)
+        named = _IFINFO.pack(0, 0, found.index, 0, 0) + attribute(_IFNAME, new.encode() + b"\0")
+        channel.do(Request(_NEWLINK, 0, down), Request(_NEWLINK, 0, named))
+
+
 def remove(channel: Channel, names: Sequence[str]) -> list[Refused | None]:
     """Delete devices together; return for each None or why not. Raises OSError when none could be.
 

@@ -187,7 +187,9 @@ class NetlinkKernel:
                 self._set_bridge(bridge)
             case Set(Vxlan() as vxlan):
                 self._set_vxlan(vxlan)
-            case Set(Port() as port):
+            case Set(Port() as port, before):
+                if isinstance(before, Port) and before.name != port.name:
+                    links.rename(self._channel_for(port, port.namespace), before.name, port.name)
                 self._set_port(port)
             case Set(BridgeAddress() as address):
                 channel = self._channel_for(address, address.namespace)

@@ -87,6 +87,7 @@ class FakeKernel:
             try:
                 self._fail_if_asked(obj)
                 if isinstance(op, Set):
+                    self._rename(op)
                     self._set(op.want)
                 else:
                     self._delete(obj.key)
@@ -201,6 +202,11 @@ class FakeKernel:
                 if isinstance(tunnel, Vxlan) and _family(tunnel.local) != want.vtep.version:
                     raise _refused(want, errno.EAFNOSUPPORT)
         self.objects[want.key] = want
+
+    def _rename(self, op: Set) -> None:
+        if isinstance(op.have, Port) and isinstance(op.want, Port) and op.have.name != op.want.name:
+            port = self.objects.pop(op.have.key)
+            self.objects[op.want.key] = port
 
     def _set_vxlan(self, want: Vxlan) -> None:
         _check_device(want.name, want.mtu, want)

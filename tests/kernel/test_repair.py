@@ -93,6 +93,7 @@ HARMLESS = [
     "ip link set PORT nomaster",
     "ip link set PORT mtu 1000",
     "ip link set PORT down",
+    "ip link set PORT name stray",
     "ip link set PORT type bridge_slave isolated on",
     "ip address del 10.1.0.1/24 dev br7001",
     "ip link set br7001 mtu 1400",

@@ -22,6 +22,8 @@ def applied(ops: list[Op], have: State) -> State:
     state = dict(have)
     for op in ops:
         if isinstance(op, Set):
+            if op.have is not None:
+                del state[op.have.key]
             state[op.want.key] = op.want
         else:
             state.pop(op.have.key, None)
@@ -135,3 +137,16 @@ def test_devices_go_one_by_one_before_their_namespace(have: State) -> None:
     assert {key for key, obj in have.items() if isinstance(obj, Vxlan | Port | Namespace)} <= set(gone)
     last = [key[0] for key in gone if key[0] in (Kind.VXLAN, Kind.NAMESPACE)]
     assert last == sorted(last, reverse=True)
+
+
+@given(worlds, st.randoms(use_true_random=False))
+def test_a_port_that_somebody_renamed_gets_its_name_back(want: State, random: Random) -> None:
+    """A new one would be no help: the container has the other end of this one."""
+    ports = [obj for obj in want.values() if isinstance(obj, Port)]
+    have = dict(want)
+    for port in random.sample(ports, min(2, len(ports))):
+        stray = replace(have.pop(port.key), name=f"stray{len(have)}")
+        have[stray.key] = stray
+    ops = diff(want, have)
+    assert not [op for op in ops if isinstance(op, Delete)]
+    assert applied(ops, have) == want

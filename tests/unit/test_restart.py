@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from driver.control.memory import MemoryStore
 from driver.desired import container_name, port_name
 from driver.errors import Conflict
-from driver.objects import Kind, Namespace
+from driver.objects import Kind, Namespace, Port
 from driver.options import REFUSED
 from driver.values import EndpointId, NetworkId
 from tests.unit.test_service import EP, EP2, NET, SUBNETS, Node, _soon
@@ -165,3 +166,17 @@ def test_what_a_half_made_namespace_left_is_removed(node: Node) -> None:
     node.kernel.objects[stray.key] = stray
     node.begin()
     assert _soon(lambda: list(node.kernel.namespaces()) == [])
+
+
+def test_a_port_that_was_renamed_meanwhile_is_no_container_that_ended(node: Node) -> None:
+    node.create()
+    node.attach(EP, "10.62.0.4")
+    node.end()
+    before = node.have()
+    (key,) = (key for key in before if key[0] is Kind.PORT)
+    port = node.kernel.objects.pop(key)
+    assert isinstance(port, Port)
+    node.kernel.spoil(replace(port, name="stray"))
+    node.begin()
+    assert _soon(lambda: node.have() == before)
+    assert not node.store.state.doubtful
