@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,17 @@ def test_a_host_dies_for_good(stage: Scene, built: Path) -> None:
         stage.ground.manager.docker("node", "rm", "-f", doomed.name, check=False)
 
 
+def started_in(stage: Scene, host: Host, network: str) -> float:
+    return until(lambda: stage.ground.run(host, network), f"a container starts on {network}", 60)
+
+
 def test_the_leader_dies_for_good(stage: Scene) -> None:
-    """Another manager leads, the store is there again, and what is new is known to everybody."""
+    """Another manager leads, the store is there again, and what is new is known to everybody.
+
+    The engines' own share is seen beside it: how long a container of the built-in overlay takes to start.
+    """
     dead = stage.leader
+    built_in = stage.ground.network(driver="overlay")
     alive = [host for host in stage.lab.hosts if host is not dead]
     meter = stage.meter(alive[0], alive[-1])
     try:
@@ -64,10 +73,13 @@ def test_the_leader_dies_for_good(stage: Scene) -> None:
         stage.expected.vanished[dead.address] = time.monotonic()
         stage.lab.remove_host(dead)
         until(lambda: stage.leader in alive, "another manager leads", 60)
-        led = time.monotonic()
-        until(lambda: stage.ground.run(alive[-1], stage.network), "a container starts")
-        stage.checker.right_within(10)
-        print(f"a new container was known everywhere {time.monotonic() - led:.1f} s after there was a leader")
+        with ThreadPoolExecutor() as pool:
+            started = list(pool.map(lambda net: started_in(stage, alive[-1], net), (stage.network, built_in)))
+        known = stage.checker.right_within(5)
+        print(
+            f"with a leader there, a container started after {started[0]:.1f} s (built-in overlay"
+            f" {started[1]:.1f} s) and was known everywhere {known:.1f} s after both had"
+        )
         reading = meter.stop()
         assert reading.whole, reading
     finally:
