@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
-from bench.alone import Plugin, store
+from bench.alone import Plugin, store, tails
 from bench.figures import OURS, Figures, Measure
 from bench.report import table
 from driver.desired import namespace_name
@@ -144,6 +144,7 @@ def main() -> None:
     with store(ETCD) as (folder, url), ExitStack() as stack:
         agents = [Agent(stack, folder / f"h{n}", url, n) for n in range(1, arguments.others + 2)]
         rounds(figures, agents, arguments.rounds)
+    tails(figures)
     print(json.dumps(figures.dump()) if arguments.json else table(figures.all()))
 
 

@@ -77,6 +77,8 @@ class Plugin:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait(PATIENCE)
+        for pin in (self.folder / "run" / "netns").glob("*"):
+            netns.unpin(pin)
 
     def _wait_ready(self) -> float:
         """Wait until it answers; return the seconds since its start."""
@@ -148,7 +150,7 @@ def starts(figures: Figures, folder: Path, url: str, times: int) -> None:
 
 
 def tails(figures: Figures) -> None:
-    """Add the 99th percentile of each call to what was measured."""
+    """Add the 99th percentile of each measure of milliseconds."""
     for figure in figures.all():
         measure = figure.measure
         if measure.unit == "ms":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,12 +44,14 @@ def apart(figures: Figures, module: str, *arguments: str) -> None:
     It is process 1 there: whatever it started ends with it, however it ends.
     """
     own = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    done = subprocess.run(
-        [*own, sys.executable, "-m", module, "--json", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*own, sys.executable, "-m", module, "--json", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": folder},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
     for figure in Figures.load(json.loads(done.stdout)).all():
         for subject, values in figure.samples.items():
             figures.add(figure.measure, subject, *values)
