@@ -11,7 +11,6 @@ from pathlib import Path
 
 from bench.figures import BUILT_IN, OURS, Figure, Figures, Spread
 from bench.scene import swarm
-from tests.lab import Lab
 from tests.lab.packages import ENGINES, engine_version
 
 
@@ -60,13 +59,13 @@ def _part(part: str, figures: list[Figure]) -> str:
     return "\n".join([*lines, ""])
 
 
-def alone(run: Callable[[Figures, Lab], None] | Callable[..., None]) -> None:
+def alone(run: Callable[..., None], hosts: int = 2) -> None:
     """Run one part of the benchmark in a Swarm of its own and print its table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     options = parser.parse_args()
     figures = Figures()
-    with swarm() as lab:
+    with swarm(hosts) as lab:
         run(figures, lab, quick=options.quick)
     print(table(figures.all()))
 

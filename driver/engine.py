@@ -49,7 +49,8 @@ _WITHDRAW_AFTER = 5.0
 _FORGET_AFTER = 60.0
 """Seconds that a doubtful endpoint waits for its next call; the engine repeats one for 30 s."""
 _SETTLE = 0.002
-"""Seconds to wait for more of a burst of changes before a round starts."""
+"""Seconds to wait for more of a burst of changes before a round starts; a Join does not wait."""
+_Wish = tuple[frozenset[EndpointId], *tuple[object, ...]]
 _SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
 
 
@@ -59,7 +60,7 @@ class _Progress:
 
     revision: int = 0
     errors: Mapping[Key, KernelError] = field(default_factory=dict)
-    wish: tuple[object, ...] | None = None
+    wish: _Wish | None = None
     retry_at: float = math.inf
     pause: float = _FIRST_PAUSE
     look_at: float = math.inf
@@ -165,7 +166,7 @@ class Engine:
         for network, progress in self._progress.items():
             if namespace_name(network) in changed:
                 progress.look_at = max(self._clock(), progress.looked_at + _LOOK_INTERVAL)
-        if not self._stopping:
+        if not self._stopping and not self._store.state.joining:
             time.sleep(_SETTLE)
         self._wake.read(8)
 
@@ -178,7 +179,7 @@ class Engine:
             progress = self._progress.setdefault(network, _Progress())
             wish = _wish(state, network, underlay)
             errors = progress.errors
-            if audit or wish != progress.wish or self._clock() >= progress.due_at:
+            if audit or not _covers(progress.wish, wish) or self._clock() >= progress.due_at:
                 errors = self._reconcile(state, network, underlay, wish)
             self._settle(network, progress, wish, errors, revision, gone=network not in state.networks)
         with self._done:
@@ -192,7 +193,7 @@ class Engine:
         self,
         network: NetworkId,
         progress: _Progress,
-        wish: tuple[object, ...],
+        wish: _Wish,
         errors: Mapping[Key, KernelError],
         revision: int,
         *,
@@ -211,7 +212,7 @@ class Engine:
             progress.pause = min(progress.pause * 2, _LONGEST_PAUSE)
 
     def _reconcile(
-        self, state: State, network: NetworkId, underlay: Underlay | KernelError, wish: tuple[object, ...]
+        self, state: State, network: NetworkId, underlay: Underlay | KernelError, wish: _Wish
     ) -> Mapping[Key, KernelError]:
         namespace = Namespace(namespace_name(network))
         progress = self._progress[network]
@@ -220,7 +221,7 @@ class Engine:
         if isinstance(underlay, KernelError):
             progress.missing = {}
             return {namespace.key: underlay}
-        settled = wish == progress.wish and not progress.errors
+        settled = _covers(progress.wish, wish) and not progress.errors
         try:
             errors = self._converge(state, network, desired(state, network, underlay), settled=settled)
         except KernelError as failure:
@@ -285,23 +286,28 @@ class Engine:
                 log.warning("namespace %s: %s %s: %s", name, key[0].name, key[2], error)
 
 
-def _wish(state: State, network: NetworkId, underlay: Underlay | KernelError) -> tuple[object, ...]:
-    """Return all that desired() looks at for a network: equal tuples need no work."""
+def _wish(state: State, network: NetworkId, underlay: Underlay | KernelError) -> _Wish:
+    """Return all that desired() looks at for a network, Joins under way first: see _covers."""
     endpoints = tuple(state.endpoints_of(network))
     ids = {e.id for e in endpoints}
     peers = state.peers.entries.get(network)
     synced = network in state.peers.synced
     way = str(underlay) if isinstance(underlay, KernelError) else underlay
     return (
+        state.joining & ids,
         state.networks.get(network),
         state.host,
         way,
         endpoints,
-        state.joining & ids,
         state.doubtful & ids,
         _Same(peers),
         synced,
     )
+
+
+def _covers(done: _Wish | None, wish: _Wish) -> bool:
+    """Tell whether who has done one wish needs no more work for another: an answered Join asks for none."""
+    return done is not None and done[1:] == wish[1:] and wish[0] <= done[0]
 
 
 class _Same:

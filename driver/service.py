@@ -192,10 +192,13 @@ class OverlayService:
         return None if mac else chosen
 
     def delete_endpoint(self, network: str, endpoint: str) -> None:
-        """Forget an endpoint and its veth pair; an unknown one is no error."""
+        """Forget an endpoint; an unknown one is no error.
+
+        Its veth pair goes a little later: the kernel takes 20 ms to let go of a device, for which no
+        container has to wait. A Join that comes next, and DeleteNetwork, find it gone.
+        """
         endpoint_id = EndpointId(endpoint)
-        revision = self._store.update(lambda state: without_endpoint(state, endpoint_id), lasting=False)
-        self._best_effort(NetworkId(network), revision, "DeleteEndpoint")
+        self._store.update(lambda state: without_endpoint(state, endpoint_id), lasting=False)
 
     def join(self, network: str, endpoint: str, sandbox: str) -> Attachment:
         """Make the container's interface, ready to be moved, and all that it needs to work.

@@ -14,14 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class Store:
-    """The current state. Safe for all threads; its lock is held for one transition and one file write."""
+    """The current state. Safe for all threads; its lock is held for one transition and one file write.
+
+    Who only looks does not wait for the disk.
+    """
 
     def __init__(self, disk: Disk) -> None:
         """Load the state; raises StoreError when what is on disk cannot be used."""
         self._disk = disk
         self._lock = threading.Lock()
-        self._state = after_restart(load_or_new(disk))
-        self._revision = 1
+        self._current = (after_restart(load_or_new(disk)), 1)
         self._listeners: list[Callable[[], None]] = []
 
     def subscribe(self, listener: Callable[[], None]) -> None:
@@ -30,13 +32,12 @@ class Store:
 
     def snapshot(self) -> tuple[State, int]:
         """Return the state and its revision, which grows with every change."""
-        with self._lock:
-            return self._state, self._revision
+        return self._current
 
     @property
     def state(self) -> State:
         """The current state."""
-        return self._state
+        return self._current[0]
 
     def update(self, transition: Callable[[State], State], *, lasting: bool = True) -> int:
         """Apply a pure transition and return the revision that contains it.
@@ -49,15 +50,14 @@ class Store:
         what the old record names has ended.
         """
         with self._lock:
-            before = self._state
+            before, revision = self._current
             after = transition(before)
             if after == before:
-                return self._revision
+                return revision
             if after.durable() != before.durable():
                 self._save(after, lasting=lasting)
-            self._state = after
-            self._revision += 1
-            revision = self._revision
+            revision += 1
+            self._current = (after, revision)
         for listener in self._listeners:
             listener()
         return revision

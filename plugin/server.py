@@ -61,6 +61,9 @@ WORKER_GRACE = 3
 ARBITER_GRACE = 6
 """Seconds until a worker that does not end is killed; dockerd kills all after 10 (moby
 `daemon/pkg/plugin/manager_linux.go`: shutdownPlugin)."""
+_TURN = 0.0005
+"""Seconds that a thread may compute while others wait for the interpreter. A call makes dozens of system
+calls and after each may wait that long: with Python's own 5 ms one takes 14 ms while other hosts are busy."""
 _OLD_PROCESS = 2.0
 """Seconds that a worker whose arbiter was killed may still answer on the socket."""
 
@@ -191,6 +194,7 @@ def _after_fork(arbiter: Arbiter, worker: Worker) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != arbiter.pid:
         os._exit(1)
+    sys.setswitchinterval(_TURN)
     # The arbiter's patience has to last for the runtime's stop, which comes after the worker's own.
     worker.cfg.set("graceful_timeout", WORKER_GRACE)
 

@@ -186,11 +186,12 @@ class EtcdMember:
     command: list[str]
     folder: Path
     port: int
+    address: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -242,8 +243,8 @@ class EtcdMember:
         return {unb64(kv["key"]): unb64(kv.get("value", "")) for kv in answer.get("kvs", [])}
 
 
-def start_members(binary: Path, folder: Path, count: int) -> list[EtcdMember]:
-    """Start a cluster of *count* members and wait until it serves."""
+def start_members(binary: Path, folder: Path, count: int, address: str = "127.0.0.1") -> list[EtcdMember]:
+    """Start a cluster of *count* members and wait until it serves clients, on *address*."""
     ports = [(free_port(), free_port()) for _ in range(count)]
     cluster = ",".join(f"m{i}=http://127.0.0.1:{peer}" for i, (_, peer) in enumerate(ports))
     token = str(time.time_ns())
@@ -252,15 +253,15 @@ def start_members(binary: Path, folder: Path, count: int) -> list[EtcdMember]:
         home = folder / f"m{i}"
         command = [
             str(binary), "--name", f"m{i}", "--data-dir", str(home / "data"), "--unsafe-no-fsync",
-            "--listen-client-urls", f"http://127.0.0.1:{port}",
-            "--advertise-client-urls", f"http://127.0.0.1:{port}",
+            "--listen-client-urls", f"http://{address}:{port}",
+            "--advertise-client-urls", f"http://{address}:{port}",
             "--listen-peer-urls", f"http://127.0.0.1:{peer}",
             "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
             "--initial-cluster", cluster, "--initial-cluster-token", token,
             "--log-level", "warn",
             *(("--heartbeat-interval", "20", "--election-timeout", "100") if count == 1 else ()),
         ]  # fmt: skip
-        members.append(EtcdMember(command, home, port))
+        members.append(EtcdMember(command, home, port, address))
     for member in members:
         member.start()
     try:

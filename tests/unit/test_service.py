@@ -117,7 +117,7 @@ def test_nothing_is_made_before_the_first_join_and_nothing_is_left_after_the_las
     kinds = {key[0] for key in node.have()}
     assert kinds == {Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN, Kind.PORT}
     node.detach(EP)
-    assert list(node.kernel.namespaces()) == []
+    assert _soon(lambda: list(node.kernel.namespaces()) == [])
     node.service.delete_network(NET)
     assert node.store.state.networks == {}
 
@@ -148,6 +148,28 @@ def test_the_mac_is_dockers_unless_the_engine_gives_one(nodes: list[Node]) -> No
     assert given is None, "a MAC that the engine gave must not be echoed"
 
 
+def test_an_answered_join_has_nothing_read_again(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine moves the container's device just then, and whoever reads waits for 20 ms until it has."""
+    node, reads = nodes[0], []
+
+    def at_rest() -> None:
+        _, revision = node.store.snapshot()
+        node.engine.wait(NetworkId(NET), revision, 5)
+
+    def read(name: str) -> KernelState:
+        reads.append(name)
+        return FakeKernel.read(node.kernel, name)
+
+    node.create()
+    node.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+    assert _soon(lambda: NetworkId(NET) in node.store.state.peers.synced)
+    at_rest()
+    monkeypatch.setattr(node.kernel, "read", read)
+    node.service.join(NET, EP, "")
+    at_rest()
+    assert len(reads) == 2, "before the change, and after it"
+
+
 def test_calls_may_be_repeated_and_come_for_unknown_objects(nodes: list[Node]) -> None:
     node = nodes[0]
     service = node.service
@@ -164,7 +186,7 @@ def test_calls_may_be_repeated_and_come_for_unknown_objects(nodes: list[Node]) -
         service.leave(NET, EP)
     for _ in range(2):
         service.delete_endpoint(NET, EP)
-    assert list(node.kernel.namespaces()) == []
+    assert _soon(lambda: list(node.kernel.namespaces()) == [])
 
 
 def test_unknown_networks_and_endpoints_are_named(nodes: list[Node]) -> None:
@@ -182,7 +204,7 @@ def test_delete_endpoint_without_leave_and_delete_network_with_endpoints(nodes: 
     node.attach(EP, "10.62.0.4")
     node.attach(EP2, "10.62.0.5")
     node.service.delete_endpoint(NET, EP)
-    assert port_name(EndpointId(EP)) not in str(node.have())
+    assert _soon(lambda: port_name(EndpointId(EP)) not in str(node.have()))
     node.service.delete_network(NET)
     assert list(node.kernel.namespaces()) == []
     assert node.store.state.endpoints == {}
