@@ -227,7 +227,8 @@ def test_one_networks_trouble_does_not_hold_up_another(nodes: list[Node]) -> Non
     node = nodes[0]
     node.create()
     node.service.create_network("othernetwork", {}, SUBNETS, internal=False)
-    node.kernel.fail_next(Kind.VXLAN, 17)
+    network = node.store.state.networks[NetworkId(NET)]
+    node.kernel.busy.add((network.segments[0].vni, network.port))
     with pytest.raises(KernelError):
         node.attach(EP, "10.62.0.4")
     node.attach(EP2, "10.62.0.5", "othernetwork")
