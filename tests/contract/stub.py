@@ -1,6 +1,7 @@
 """A whole process on stand-in services: `python -m tests.contract.stub`, settings from the environment.
 
-An endpoint whose id begins with "slow" takes seconds to join; to discover 192.0.2.75 asks for a restart.
+An endpoint whose id begins with "slow" takes seconds to join, one with "busy" computes for as long; to
+discover 192.0.2.75 asks for a restart.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class _Networks(FakeNetworks):
     def join(self, network: str, endpoint: str, sandbox: str) -> Attachment:
         if endpoint.startswith("slow"):
             time.sleep(SLOW)
+        end = time.monotonic() + SLOW
+        while endpoint.startswith("busy") and time.monotonic() < end:
+            pass
         if endpoint.startswith("stuck"):
             time.sleep(60)
         return super().join(network, endpoint, sandbox)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -48,6 +49,17 @@ def test_the_first_answer_comes_within_a_second(tmp_path: Path) -> None:
         print(f"first answer after {seconds:.3f} s")
         assert seconds < 2.5, "a second on an idle machine"
         assert stat.S_IMODE(server.socket.stat().st_mode) == 0o600
+
+
+def test_who_computes_does_not_hold_up_the_others(server: Server) -> None:
+    """A call makes dozens of system calls, and after each waits until the computing thread lets it go on."""
+    request = sample("NetworkDriver.Join", EndpointID="busy")
+    with ThreadPoolExecutor(1) as pool:
+        computes = pool.submit(server.call, "NetworkDriver.Join", json.dumps(request).encode())
+        time.sleep(0.2)
+        took = [server.oper_info() for _ in range(10)]
+        assert not computes.done()
+    assert statistics.median(took) < 0.015, "with Python's own turns of 5 ms it is 38 ms, with ours 2"
 
 
 @pytest.mark.parametrize(
