@@ -93,7 +93,7 @@ QUICK = Effort((100, MOST), rounds=1, changes=5, rest=10, kernel_rounds=1, recor
 WHOLE = Effort((100, 1_000, MOST), rounds=3, changes=20, rest=33, kernel_rounds=5, records=100_000)
 
 
-def run(figures: Figures, quick: bool) -> None:
+def run(figures: Figures, *, quick: bool) -> None:
     """Measure; a short form takes 40 seconds, the whole five minutes."""
     for found in apart("bench.scale", *(["--quick"] if quick else [])):
         measure = Measure(*(found[one.name] for one in fields(Measure)))
@@ -387,7 +387,7 @@ def main() -> None:
         measure(figures, QUICK if arguments.quick else WHOLE, folder, etcd)
         leave(folder, figures.dump())
     else:
-        run(figures, arguments.quick)
+        run(figures, quick=arguments.quick)
         report(figures)
 
 

@@ -50,7 +50,8 @@ def changed_part(before: State, after: State, network: NetworkId, underlay: Unde
     """
     was, want = (desired(state, network, underlay) for state in narrowed(before, after, network))
     rows = changed_rows(was, want)
-    if _WORTH * len(rows) > 2 * len(after.peers.entries.get(network, ())):
+    is_first_or_last = bool(was) != bool(want)  # of the containers here
+    if is_first_or_last or _WORTH * len(rows) > 2 * len(after.peers.entries.get(network, ())):
         return None
     return Part(_without_others(want, rows), rows.values())
 
