@@ -1,7 +1,7 @@
 """One real host among simulated ones: an etcd, what other hosts write to it, the plugin's process, its rows.
 
-All of it is made in the namespaces that `apart` gives to a program (processes, network, mounts), and ends
-with them, whatever happens.
+All of it is made in the namespaces that `bench.scene.apart` gives to a program (processes, network, mounts),
+and ends with them, whatever happens.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from bench.scene import ROOT as FOLDER
 from driver.control import EndpointRecord, NodeRecord
 from driver.control.claims import Claim, Put, Withdraw
 from driver.control.etcd_client import EtcdClient
@@ -36,7 +36,6 @@ from tests.contract.process import children, head, read
 from tests.control.harness import EtcdMember, b64, start_members
 from tests.lab import etcd_binary
 
-ROOT_FOLDER = Path(__file__).parent.parent
 VTEP = "192.0.2.1"
 BATCH = 120
 """Records in a transaction, as hosts put them."""
@@ -47,23 +46,6 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 
 Rows = Mapping[Address, tuple[Mac, Address]]
 """What a VXLAN device is to know: inner address, its MAC, the outer address."""
-
-
-def apart(module: str, *arguments: str) -> Any:
-    """Run `python -m MODULE --inside FOLDER ETCD ARGUMENTS` in namespaces of its own; return what it left.
-
-    That program calls `leave`. Whatever it has started has ended when this returns.
-    """
-    with tempfile.TemporaryDirectory(prefix="pyoverlay-bench-") as folder:
-        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--kill-child"]
-        program = [sys.executable, "-m", module, "--inside", folder, str(etcd_binary()), *arguments]
-        subprocess.run([*command, "--mount-proc", *program], check=True, cwd=ROOT_FOLDER)
-        return json.loads((Path(folder) / "result").read_text())
-
-
-def leave(folder: Path, result: object) -> None:
-    """Leave *result* for `apart`."""
-    (folder / "result").write_text(json.dumps(result))
 
 
 def record(network: NetworkId, number: int, node: int) -> EndpointRecord:
@@ -132,8 +114,8 @@ def _line(record: EndpointRecord) -> tuple[str, str]:
 class Store:
     """A real etcd without fsync, as the Swarm leader's plugin runs one."""
 
-    def __init__(self, folder: Path, binary: Path) -> None:
-        (self.member,) = start_members(binary, folder, 1)
+    def __init__(self, folder: Path) -> None:
+        (self.member,) = start_members(etcd_binary(), folder, 1)
 
     def size(self) -> float:
         """MiB of its file in use."""
@@ -175,7 +157,7 @@ class Plugin:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "plugin.cli", "serve"],
-                cwd=ROOT_FOLDER,
+                cwd=FOLDER,
                 env=self._environ,
                 stdout=log,
                 stderr=log,

@@ -9,13 +9,15 @@ what they would write to etcd. Needs root; everything happens in namespaces of i
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,13 +31,12 @@ from bench.onehost import (
     Plugin,
     Rows,
     Store,
-    apart,
-    leave,
     record,
     rows_of,
     underlay,
     until,
 )
+from bench.scene import apart
 from driver.desired import FALLBACK_UNDERLAY
 from driver.kernel import netns
 from driver.kernel.netlink import NetlinkKernel
@@ -95,18 +96,15 @@ WHOLE = Effort((100, 1_000, MOST), rounds=3, changes=20, rest=33, kernel_rounds=
 
 def run(figures: Figures, *, quick: bool) -> None:
     """Measure; a short form takes 40 seconds, the whole five minutes."""
-    for found in apart("bench.scale", *(["--quick"] if quick else [])):
-        measure = Measure(*(found[one.name] for one in fields(Measure)))
-        for subject, samples in found["samples"].items():
-            figures.add(measure, subject, *samples)
+    apart(figures, "bench.scale", *(["--quick"] if quick else []))
 
 
-def measure(figures: Figures, effort: Effort, folder: Path, etcd: Path) -> None:
+def measure(figures: Figures, effort: Effort, folder: Path) -> None:
     """Measure in the namespaces that we are in."""
     underlay()
     for number in range(effort.kernel_rounds):
         compare_writers(figures, folder / f"kernel{number}", slow=effort is WHOLE)
-    with closing(Store(folder / "etcd", etcd)) as store, closing(Others(store.member)) as others:
+    with closing(Store(folder / "etcd")) as store, closing(Others(store.member)) as others:
         for number in range(effort.rounds):
             for size in effort.sizes:
                 others.clear()
@@ -379,13 +377,13 @@ def report(figures: Figures) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--inside", nargs=2, type=Path, metavar=("FOLDER", "ETCD"), help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     figures = Figures()
-    if arguments.inside:
-        folder, etcd = arguments.inside
-        measure(figures, QUICK if arguments.quick else WHOLE, folder, etcd)
-        leave(folder, figures.dump())
+    if arguments.json:  # in namespaces of our own, see apart
+        with tempfile.TemporaryDirectory() as folder:
+            measure(figures, QUICK if arguments.quick else WHOLE, Path(folder))
+        print(json.dumps(figures.dump()))
     else:
         run(figures, quick=arguments.quick)
         report(figures)
