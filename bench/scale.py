@@ -156,13 +156,16 @@ class Trial:
         self._note(READY, self._plugin.start())
         time.sleep(1)
         self._note(IDLE, self._plugin.memory())
+        read = self._others.read(self._network.id)
         began = time.perf_counter()
         self._network.create()
         self._network.join()
         joined = time.perf_counter()
         ended = self._forwarding.await_exactly(self._rows)
         self._note(seconds(f"network of {self._size} created and joined"), joined - began)
-        self._note(seconds(f"network of {self._size} created and joined, to all rows"), ended - began)
+        rows = seconds(f"network of {self._size} created and joined, to all rows")
+        self._note(rows, ended - began)
+        self._note(rows, read, ETCD)
 
     def _change(self) -> None:
         """One endpoint more, and one less, each by itself."""
