@@ -90,8 +90,8 @@ class Effort:
     """Endpoints in etcd in the end, all of other networks but the last."""
 
 
-QUICK = Effort((100, MOST), rounds=1, changes=5, rest=10, kernel_rounds=1, records=20_000)
-WHOLE = Effort((100, 1_000, MOST), rounds=3, changes=20, rest=33, kernel_rounds=5, records=100_000)
+QUICK = Effort((MOST,), rounds=1, changes=5, rest=10, kernel_rounds=1, records=20_000)
+WHOLE = Effort((100, 1_000, MOST), rounds=3, changes=20, rest=33, kernel_rounds=3, records=100_000)
 
 
 def run(figures: Figures, *, quick: bool) -> None:
