@@ -113,7 +113,7 @@ def decode_endpoint(key: str, value: str) -> EndpointRecord:
         raise Unreadable(f"{key}: {error}") from None
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _shared_id(field: str, text: str) -> str:
     """Parse an id that thousands of records have: they share one text."""
     return parse_id(field, text)
