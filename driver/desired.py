@@ -166,12 +166,12 @@ def _port_alias(endpoint: Endpoint) -> str:
 
 def _forwarding(state: State, network: Network, segment: Segment) -> Iterator[KernelObject]:
     namespace, device = namespace_name(network.id), vxlan_name(segment.vni)
-    vteps: set[Address] = set()
+    vteps: dict[int, Address] = {}
     for address, peer in _remote(state, network, segment):
-        vteps.add(peer.vtep)
+        vteps[id(peer.vtep)] = peer.vtep  # to hash an address takes longer than all the rest
         yield FdbEntry(namespace, device, peer.mac, peer.vtep)
         yield Neighbour(namespace, device, address, peer.mac)
-    for vtep in vteps:
+    for vtep in set(vteps.values()):
         yield FdbEntry(namespace, device, FLOOD_MAC, vtep)
 
 
@@ -181,11 +181,17 @@ def _remote(state: State, network: Network, segment: Segment) -> Iterator[tuple[
     An address that just moved here may still be known elsewhere. A VXLAN device speaks one
     address family, so a VTEP of the other one cannot be reached through it.
     """
+    if state.host.vtep is None:
+        return
     mine = [e for e in state.receivers() if e.network == network.id]
     local = {address for e in mine for address in e.addresses}
     macs = {e.mac for e in mine}
-    vtep = state.host.vtep
+    version = state.host.vtep.version
+    prefixes = [subnet.prefix for subnet in segment.subnets]
     for address, peer in state.peers.entries.get(network.id, {}).items():
-        reachable = vtep is not None and peer.vtep.version == vtep.version
-        if reachable and address not in local and peer.mac not in macs and segment.subnet_of(address):
-            yield address, peer
+        if peer.vtep.version != version or peer.mac in macs or address in local:
+            continue
+        for prefix in prefixes:
+            if address in prefix:
+                yield address, peer
+                break

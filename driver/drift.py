@@ -20,7 +20,7 @@ from driver.objects import (
     Vxlan,
     parent,
 )
-from driver.plan import Delete, Op, Set
+from driver.plan import Delete, Op, Set, subject
 
 _TOLD = 5
 """Findings that a sentence names; the others are only counted."""
@@ -37,7 +37,7 @@ class Finding:
 def findings(ops: Sequence[Op]) -> list[Finding]:
     """Return the causes of *ops*, which would mend the kernel; what went with its parent is none."""
     gone = {op.want.key for op in ops if isinstance(op, Set) and op.have is None}
-    return [Finding(_subject(op).key[0], _text(op)) for op in ops if not _follows(op, gone)]
+    return [Finding(subject(op).key[0], _text(op)) for op in ops if not _follows(op, gone)]
 
 
 def sentence(found: Sequence[Finding]) -> str:
@@ -59,10 +59,6 @@ def _bridge_of(port: Vxlan | Port) -> Key:
     return (Kind.BRIDGE, port.namespace, port.bridge, "")
 
 
-def _subject(op: Op) -> KernelObject:
-    return op.want if isinstance(op, Set) else op.have
-
-
 def _text(op: Op) -> str:
     match op:
         case Delete(have):
@@ -77,12 +73,11 @@ def _text(op: Op) -> str:
 
 
 def _differences(want: KernelObject, have: KernelObject) -> Iterator[str]:
-    for one in fields(want):
-        was = getattr(have, one.name, None)
-        if one.compare and was != getattr(want, one.name):
-            yield (
-                "was down or had a foreign setting" if was == WRONG_MTU else f"{one.name} was {was or 'none'}"
-            )
+    names = want._fields if isinstance(want, tuple) else [one.name for one in fields(want) if one.compare]
+    for name in names:
+        was = getattr(have, name, None)
+        if was != getattr(want, name):
+            yield "was down or had a foreign setting" if was == WRONG_MTU else f"{name} was {was or 'none'}"
 
 
 def _name(obj: KernelObject) -> str:

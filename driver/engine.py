@@ -1,8 +1,9 @@
 """The one thread that writes to the kernel: read, diff, apply, until wish and kernel agree.
 
-A round looks at the networks whose part of the wish has changed, and at those of which the
-kernel had news; an audit looks at all of them, and at namespaces that no network claims. What
-failed is tried again with growing pauses. A network's trouble never holds up another's.
+A round looks at the networks whose part of the wish has changed, and of the rows of each at those
+that the change concerns. It looks at all there is of a network of which the kernel had news; an
+audit looks at all networks, and at namespaces that no network claims. What failed is tried again
+with growing pauses. A network's trouble never holds up another's.
 
 What a round finds to mend although the wish is the same is drift: somebody else changed it.
 """
@@ -28,7 +29,8 @@ from driver.drift import findings, sentence
 from driver.errors import DeadlineExceeded, KernelError
 from driver.kernel import HOST, Kernel
 from driver.model import Underlay
-from driver.objects import KernelState, Key, Kind, Namespace
+from driver.objects import SHARED, KernelState, Key, Kind, Namespace
+from driver.part import Part, changed_part
 from driver.plan import Delete, Op, diff
 from driver.state import State, without_doubtful
 from driver.store import Store
@@ -50,8 +52,6 @@ _FORGET_AFTER = 60.0
 """Seconds that a doubtful endpoint waits for its next call; the engine repeats one for 30 s."""
 _SETTLE = 0.002
 """Seconds to wait for more of a burst of changes before a round starts; a Join does not wait."""
-_Wish = tuple[frozenset[EndpointId], *tuple[object, ...]]
-_SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
 
 
 @dataclass(slots=True)
@@ -61,6 +61,8 @@ class _Progress:
     revision: int = 0
     errors: Mapping[Key, KernelError] = field(default_factory=dict)
     wish: _Wish | None = None
+    state: State | None = None
+    """What the wish is part of."""
     retry_at: float = math.inf
     pause: float = _FIRST_PAUSE
     look_at: float = math.inf
@@ -131,7 +133,7 @@ class Engine:
             reached = self._done.wait_for(lambda: self._reached(network) >= revision, timeout)
             errors = self._progress[network].errors if network in self._progress else {}
         for key, error in sorted(errors.items()):
-            if key[0] in _SHARED or (port and key[2] == port):
+            if key[0] in SHARED or (port and key[2] == port):
                 raise error
         if not reached:
             raise DeadlineExceeded(f"network {network}: the kernel work was not done within {timeout:g} s")
@@ -179,9 +181,11 @@ class Engine:
             progress = self._progress.setdefault(network, _Progress())
             wish = _wish(state, network, underlay)
             errors = progress.errors
-            if audit or not _covers(progress.wish, wish) or self._clock() >= progress.due_at:
-                errors = self._reconcile(state, network, underlay, wish)
+            due = audit or self._clock() >= progress.due_at
+            if due or not wish.is_done_with(progress.wish):
+                errors = self._reconcile(state, network, underlay, wish, due=due)
             self._settle(network, progress, wish, errors, revision, gone=network not in state.networks)
+            progress.state = state
         with self._done:
             self._revision = revision
             self._done.notify_all()
@@ -212,7 +216,7 @@ class Engine:
             progress.pause = min(progress.pause * 2, _LONGEST_PAUSE)
 
     def _reconcile(
-        self, state: State, network: NetworkId, underlay: Underlay | KernelError, wish: _Wish
+        self, state: State, network: NetworkId, underlay: Underlay | KernelError, wish: _Wish, *, due: bool
     ) -> Mapping[Key, KernelError]:
         namespace = Namespace(namespace_name(network))
         progress = self._progress[network]
@@ -221,9 +225,13 @@ class Engine:
         if isinstance(underlay, KernelError):
             progress.missing = {}
             return {namespace.key: underlay}
-        settled = _covers(progress.wish, wish) and not progress.errors
+        settled = wish.is_done_with(progress.wish) and not progress.errors
+        goes_on = progress.wish is not None and wish.frame == progress.wish.frame and not progress.errors
         try:
-            errors = self._converge(state, network, desired(state, network, underlay), settled=settled)
+            part = None
+            if goes_on and not due:
+                part = changed_part(progress.state or state, state, network, underlay)
+            errors = self._converge(state, network, underlay, part, settled=settled)
         except KernelError as failure:
             progress.missing = {}  # nobody could see
             errors = {namespace.key: failure}
@@ -232,14 +240,19 @@ class Engine:
         return errors
 
     def _converge(
-        self, state: State, network: NetworkId, want: KernelState, *, settled: bool
+        self, state: State, network: NetworkId, underlay: Underlay, part: Part | None, *, settled: bool
     ) -> Mapping[Key, KernelError]:
-        prune = network in state.peers.synced or not want
+        """Make the kernel hold what *part* wants; None stands for all."""
         for attempt in range(_PASSES):
-            have = self._kernel.read(namespace_name(network))
+            part = part or Part(desired(state, network, underlay))
+            have = self._read(network, part)
+            if have is None:
+                part = None
+                continue
             if attempt == 0:
                 self._note_missing(network, vanished(state, network, have))
-            ops = diff(want, have, prune_rows=prune)
+            prune = network in state.peers.synced or not part.want
+            ops = diff(part.want, have, prune_rows=prune)
             if not ops:
                 return {}
             log.debug("network %s: %s", network, _summary(ops))
@@ -248,7 +261,17 @@ class Engine:
                 self._note_drift(network, ops)
             if errors:
                 return errors
+            part = part.after(ops)
         return {}
+
+    def _read(self, network: NetworkId, part: Part) -> KernelState | None:
+        """Return what the kernel has in the place of *part*; None when it cannot read parts."""
+        try:
+            return self._kernel.read(namespace_name(network), part.rows)
+        except KernelError:
+            if part.rows is None:
+                raise
+            return None
 
     def _note_drift(self, network: NetworkId, ops: list[Op]) -> None:
         found = findings(ops)
@@ -286,28 +309,35 @@ class Engine:
                 log.warning("namespace %s: %s %s: %s", name, key[0].name, key[2], error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """All that desired() looks at for a network."""
+
+    frame: tuple[object, ...]
+    """Network, host, underlay, whether in sync: what concerns all rows."""
+    rest: tuple[object, ...]
+    joining: frozenset[EndpointId]
+
+    def is_done_with(self, done: _Wish | None) -> bool:
+        """Tell whether who has done *done* has no more to do: an answered Join asks for nothing."""
+        return (
+            done is not None
+            and (self.frame, self.rest) == (done.frame, done.rest)
+            and self.joining <= done.joining
+        )
+
+
 def _wish(state: State, network: NetworkId, underlay: Underlay | KernelError) -> _Wish:
-    """Return all that desired() looks at for a network, Joins under way first: see _covers."""
     endpoints = tuple(state.endpoints_of(network))
     ids = {e.id for e in endpoints}
     peers = state.peers.entries.get(network)
     synced = network in state.peers.synced
     way = str(underlay) if isinstance(underlay, KernelError) else underlay
-    return (
+    return _Wish(
+        (state.networks.get(network), state.host, way, synced),
+        (endpoints, state.doubtful & ids, _Same(peers)),
         state.joining & ids,
-        state.networks.get(network),
-        state.host,
-        way,
-        endpoints,
-        state.doubtful & ids,
-        _Same(peers),
-        synced,
     )
-
-
-def _covers(done: _Wish | None, wish: _Wish) -> bool:
-    """Tell whether who has done one wish needs no more work for another: an answered Join asks for none."""
-    return done is not None and done[1:] == wish[1:] and wish[0] <= done[0]
 
 
 class _Same:

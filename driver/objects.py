@@ -1,8 +1,9 @@
 """Kernel objects: what this host's kernel should hold, or does hold.
 
 A key is the object's identity, by what the kernel indexes it; the other fields
-are its value. Equality of the frozen dataclasses is the comparison between wish and
-kernel, so a reader of the kernel must produce exactly these values.
+are its value. Equality of the objects is the comparison between wish and kernel, so a
+reader of the kernel must produce exactly these values. Rows are tuples, since a host may
+have tens of thousands of them.
 
 How a freshly started process knows an object as ours, from the kernel alone:
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from driver.values import Address, Interface, Mac, Vni
 
@@ -54,6 +55,9 @@ class Kind(IntEnum):
     FDB = 5
     NEIGHBOUR = 6
 
+
+SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
+"""What every container of a network needs."""
 
 Key: TypeAlias = tuple[Kind, str, str, str]
 """(kind, namespace, device, rest)"""
@@ -158,8 +162,7 @@ class Port:
         return (Kind.PORT, self.namespace, self.name, "")
 
 
-@dataclass(frozen=True, slots=True)
-class FdbEntry:
+class FdbEntry(NamedTuple):
     """Inner MAC -> outer address: to which VTEP a frame for *mac* goes.
 
     Rows of FLOOD_MAC are many per device, one per VTEP; all others are one per MAC.
@@ -177,8 +180,7 @@ class FdbEntry:
         return (Kind.FDB, self.namespace, self.device, rest)
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
+class Neighbour(NamedTuple):
     """Inner address -> inner MAC: what the VXLAN device answers to ARP and ND."""
 
     namespace: str
@@ -189,10 +191,11 @@ class Neighbour:
     @property
     def key(self) -> Key:
         """Identity: device and address."""
-        return (Kind.NEIGHBOUR, self.namespace, self.device, str(self.address))
+        return (Kind.NEIGHBOUR, self.namespace, self.device, self.address.packed.hex())
 
 
-KernelObject: TypeAlias = Namespace | Bridge | BridgeAddress | Vxlan | Port | FdbEntry | Neighbour
+Row: TypeAlias = FdbEntry | Neighbour
+KernelObject: TypeAlias = Namespace | Bridge | BridgeAddress | Vxlan | Port | Row
 KernelState: TypeAlias = Mapping[Key, KernelObject]
 
 

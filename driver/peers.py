@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from driver.control import View
+from driver.control import EndpointRecord, View
 from driver.model import Peer, PeerNode, Peers
 from driver.values import Address, NetworkId, NodeId
 
@@ -76,8 +76,9 @@ def _late(peers: Peers, now: float) -> dict[NodeId, PeerNode]:
 
 def adopt(peers: Peers, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> Peers:
     """Take over the rows that a former process left in the kernel, as of nodes not seen yet."""
-    nodes = {NodeId(f"vtep {peer.vtep}"): PeerNode(peer.vtep, stale_since=now) for peer in rows.values()}
-    known = {address: replace(peer, node=NodeId(f"vtep {peer.vtep}")) for address, peer in rows.items()}
+    names = {vtep: NodeId(f"vtep {vtep}") for vtep in {peer.vtep for peer in rows.values()}}
+    nodes = {name: PeerNode(vtep, stale_since=now) for vtep, name in names.items()}
+    known = {address: Peer(peer.mac, peer.vtep, names[peer.vtep]) for address, peer in rows.items()}
     return replace(peers, nodes={**nodes, **peers.nodes}, entries={**peers.entries, network: known})
 
 
@@ -88,15 +89,22 @@ def too_many_stale(peers: Peers) -> bool:
 
 
 def _nodes(known: Mapping[NodeId, PeerNode], view: View, me: NodeId, now: float) -> dict[NodeId, PeerNode]:
-    live = {id_: PeerNode(r.vtep) for id_, r in view.nodes.items() if id_ != me}
+    live = {id_: _live(known.get(id_), record.vtep) for id_, record in view.nodes.items() if id_ != me}
+    away = {id_: node for id_, node in known.items() if id_ not in live}
+    if not away:
+        return live
     live_vteps = {node.vtep for node in live.values()}
     doubted = too_many_stale(Peers(nodes=known))
     stale = {
         id_: replace(node, stale_since=now) if node.stale_since is None or doubted else node
-        for id_, node in known.items()
-        if id_ not in live and node.vtep not in live_vteps
+        for id_, node in away.items()
+        if node.vtep not in live_vteps
     }
     return {**live, **stale}
+
+
+def _live(known: PeerNode | None, vtep: Address) -> PeerNode:
+    return known if known and known.stale_since is None and known.vtep == vtep else PeerNode(vtep)
 
 
 def _entries(
@@ -109,18 +117,34 @@ def _entries(
     if network not in view.endpoints:
         return dict(known)
     listed = view.endpoints[network]
-    # A record whose node is not there claims nothing: what a former process left may be that very node's.
-    claimed = {a for a, record in listed.items() if record.node in nodes or record.node == me}
-    kept = {
-        address: peer
-        for address, peer in known.items()
-        if peer.node in nodes and nodes[peer.node].stale_since is not None and address not in claimed
-    }
+    stale = {id_ for id_, node in nodes.items() if node.stale_since is not None}
+    entries = _unclaimed(known, listed, nodes.keys() | {me}, stale) if stale else {}
     for address, record in listed.items():
         node = nodes.get(record.node)
         if node is not None and record.node != me:
-            kept[address] = Peer(record.mac, node.vtep, record.node)
-    return kept
+            entries[address] = _peer(known.get(address), record, node)
+    return entries
+
+
+def _unclaimed(
+    known: Mapping[Address, Peer],
+    listed: Mapping[Address, EndpointRecord],
+    there: Collection[NodeId],
+    stale: Collection[NodeId],
+) -> dict[Address, Peer]:
+    """Return the rows of *stale* nodes.
+
+    A record whose node is not *there* claims nothing: what a former process left may be that very node's.
+    """
+    claimed = {address for address, record in listed.items() if record.node in there}
+    return {a: peer for a, peer in known.items() if peer.node in stale and a not in claimed}
+
+
+def _peer(known: Peer | None, record: EndpointRecord, node: PeerNode) -> Peer:
+    """Keep the old object when nothing changed: identity tells what there is to do."""
+    if known is None or known.mac != record.mac or known.node != record.node or known.vtep != node.vtep:
+        return Peer(record.mac, node.vtep, record.node)
+    return known
 
 
 def _restrict(peers: Peers, wanted: frozenset[NetworkId]) -> Peers:

@@ -32,6 +32,11 @@ class Delete:
 Op = Set | Delete
 
 
+def subject(op: Op) -> KernelObject:
+    """Return the object that *op* is about."""
+    return op.want if isinstance(op, Set) else op.have
+
+
 def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> list[Op]:
     """Return what turns *have* into *want*: children go first, parents come first.
 
@@ -46,7 +51,9 @@ def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> li
         if _must_delete(have[key], have, want, prune_rows)
     ]
     there = {**have, **renamed}
-    sets = [Set(obj, there.get(key)) for key, obj in sorted(want.items()) if _must_set(obj, there.get(key))]
+    # To sort the few that differ takes less than to sort all.
+    wrong = [key for key, obj in want.items() if _must_set(obj, there.get(key))]
+    sets = [Set(want[key], there.get(key)) for key in sorted(wrong)]
     return [*deletes, *sets]
 
 

@@ -12,7 +12,9 @@ may add some; a change that an older reader would get wrong needs a new version 
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, ip_address
+from socket import inet_aton, inet_ntoa
 from typing import Final, TypeAlias
 
 from driver.control import EndpointRecord, NodeRecord
@@ -56,9 +58,16 @@ def scope_of(key: str) -> Scope:
     return NetworkId(network)
 
 
+@lru_cache(maxsize=16)
 def address_of(key: str) -> Address:
     """Return the address in an endpoint's key; raise Unreadable for another or a second spelling of it."""
     text = key.rpartition("/")[2]
+    try:
+        packed = inet_aton(text)
+        if inet_ntoa(packed) == text:  # a tenth of the time, for nearly all that there are
+            return IPv4Address(packed)
+    except (OSError, ValueError):
+        pass
     try:
         address = ip_address(text)
     except ValueError as error:
@@ -94,14 +103,20 @@ def decode_endpoint(key: str, value: str) -> EndpointRecord:
     network = scope_of(key)
     try:
         return EndpointRecord(
-            network=NetworkId(parse_id("network", network or "")),
+            network=NetworkId(_shared_id("network", network or "")),
             address=address_of(key),
             mac=parse_mac("mac", _text(fields, "mac")),
-            node=NodeId(parse_id("node", _text(fields, "node"))),
+            node=NodeId(_shared_id("node", _text(fields, "node"))),
             endpoint=EndpointId(parse_id("endpoint", _text(fields, "endpoint"))),
         )
     except (BadRequest, ValueError) as error:
         raise Unreadable(f"{key}: {error}") from None
+
+
+@lru_cache(maxsize=4096)
+def _shared_id(field: str, text: str) -> str:
+    """Parse an id that thousands of records have: they share one text."""
+    return parse_id(field, text)
 
 
 def _dump(fields: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ network that it concerns, so that a reader can tell by identity what is as it wa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
@@ -43,8 +43,8 @@ class Table:
     """The nodes and the followed networks, as far as they have been read."""
 
     def __init__(self) -> None:
-        self.nodes: Mapping[NodeId, NodeRecord] = MappingProxyType({})
-        self.endpoints: dict[NetworkId, Mapping[Address, EndpointRecord]] = {}
+        self.nodes: MappingProxyType[NodeId, NodeRecord] = MappingProxyType({})
+        self.endpoints: dict[NetworkId, MappingProxyType[Address, EndpointRecord]] = {}
         self._refused: dict[Scope, set[str]] = {}
         """The keys whose records cannot be read: each is logged when it becomes so."""
 
@@ -82,11 +82,11 @@ class Table:
         """Take in changes; those of networks that have not been read are ignored."""
         for scope, part in _by_scope(entries).items():
             if scope is None:
-                nodes = dict(self.nodes)
+                nodes = self.nodes.copy()
                 self._write(None, nodes, part, _node_of, decode_node)
                 self.nodes = MappingProxyType(nodes)
             elif scope in self.endpoints:
-                rows = dict(self.endpoints[scope])
+                rows = self.endpoints[scope].copy()
                 self._write(scope, rows, part, address_of, decode_endpoint)
                 self.endpoints[scope] = MappingProxyType(rows)
 
@@ -101,9 +101,10 @@ class Table:
         refused = self._refused.setdefault(scope, set())
         for entry in entries:
             try:
-                rows.pop(name(entry.key), None)
+                key = name(entry.key)
+                rows.pop(key, None)
                 if entry.value is not None:
-                    rows[name(entry.key)] = decode(entry.key, entry.value)
+                    rows[key] = decode(entry.key, entry.value)
                 refused.discard(entry.key)
             except Unreadable as error:
                 if entry.value is None:

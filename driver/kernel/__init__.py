@@ -7,7 +7,7 @@ from typing import Protocol
 
 from driver.errors import KernelError
 from driver.model import Underlay
-from driver.objects import KernelState, Key
+from driver.objects import KernelState, Key, Row
 from driver.plan import Op
 from driver.values import Address, Prefix
 
@@ -21,10 +21,11 @@ class Kernel(Protocol):
     def namespaces(self) -> Collection[str]:
         """Names of all pinned namespaces that are ours."""
 
-    def read(self, namespace: str) -> KernelState:
+    def read(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
         """Everything of ours in *namespace*, itself included; empty when it does not exist.
 
-        Raises KernelError when the kernel cannot be read.
+        With *rows*, of the rows only those that have one of their keys. Raises KernelError when the
+        kernel cannot be read, or has no way to read single rows (Linux before 5.0).
         """
 
     def container_ends(self) -> Collection[str]:
@@ -49,7 +50,7 @@ class Kernel(Protocol):
 
         Returns the namespaces that a read may now show to be different from what the last one
         showed, and HOST when the underlay may be. Each change is told once. What apply did is no
-        news after the read that follows; nor is what is not ours, nor what containers' traffic does.
+        news after a read of it that follows; nor is what is not ours, nor what containers' traffic does.
         """
 
     def default_source(self) -> Address | None:

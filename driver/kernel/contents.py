@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from driver.kernel import links, rows
 from driver.kernel.links import Link
 from driver.kernel.wire import Channel
-from driver.objects import WRONG_MTU, Bridge, BridgeAddress, KernelObject, Vxlan
+from driver.objects import WRONG_MTU, Bridge, BridgeAddress, KernelObject, Row, Vxlan
 
 
-def contents(channel: Channel, namespace: str, found: Mapping[int, Link]) -> Iterator[KernelObject]:
-    """Yield what is ours among the devices *found* in *namespace* and on them; raise OSError."""
+def contents(
+    channel: Channel, namespace: str, found: Mapping[int, Link], wanted: Collection[Row] | None
+) -> Iterator[KernelObject]:
+    """Yield what is ours among the devices *found* in *namespace* and on them; raise OSError.
+
+    Of the rows only those at the places of *wanted*, if that is given.
+    """
     devices = {index: links.device(namespace, link, found) for index, link in found.items()}
     bridges = {index: device for index, device in devices.items() if isinstance(device, Bridge)}
     assigned = links.addresses(channel) if bridges else []
@@ -25,4 +30,7 @@ def contents(channel: Channel, namespace: str, found: Mapping[int, Link]) -> Ite
         if address.index in bridges and address.is_global:
             yield BridgeAddress(namespace, bridges[address.index].name, address.interface)
     vxlans = {index: device.name for index, device in devices.items() if isinstance(device, Vxlan)}
-    yield from rows.read(channel, namespace, vxlans)
+    if wanted is None:
+        yield from rows.read(channel, namespace, vxlans)
+    else:
+        yield from rows.find(channel, namespace, vxlans, wanted)

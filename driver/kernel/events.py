@@ -7,20 +7,24 @@ fields). What a device says of itself is compared with what the last read showed
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from driver.kernel import links
+from driver.kernel import links, rows
 from driver.kernel.links import Link
+from driver.objects import Row
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
-_NEWROUTE, _NEWNEIGH, _NEWNETCONF, _DELNETCONF = 24, 28, 80, 81
+_NEWROUTE, _NEWNEIGH, _DELNEIGH, _NEWNETCONF, _DELNETCONF = 24, 28, 29, 80, 81
+_OF_ROWS = (_NEWNEIGH, _DELNEIGH)
 _LINK, _NEIGH, _ADDRESS4, _ROUTE4, _ADDRESS6, _ROUTE6, _NETCONF4, _NETCONF6 = 1, 3, 5, 7, 9, 11, 24, 25
 _SOL_NETLINK, _ADD_MEMBERSHIP, _ATTACH_FILTER = 270, 1, 26
 _HEADER = struct.Struct("=IHHII")
 _AF_BRIDGE, _SELF = 7, 0x02
+_SO_RCVBUFFORCE, _RECEIVE_BUFFER = 33, 1 << 20
 _CHUNK = 64 << 10
 
 _BYTE, _HALF, _WORD = 0x30, 0x28, 0x20
@@ -38,7 +42,11 @@ class Listener:
     def __init__(self, raw: socket.socket, groups: Iterable[int], program: list[_Step]) -> None:
         self._socket = raw
         self._known: Mapping[int, Link] = {}
+        self.has_kept_news = False
+        """Whether there was news that a read has come across and not looked at."""
         raw.setblocking(False)
+        with contextlib.suppress(OSError):  # without it a large change of our own is heard of once more
+            raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         self._filter(program)
         raw.bind((0, 0))
         for group in groups:
@@ -56,11 +64,13 @@ class Listener:
         """Drop what has been told so far: all is about to be read."""
         for _ in self._messages():
             pass
+        self.has_kept_news = False
 
     def heard(self) -> bool:
         """Take all that has been told; return whether any of it is news."""
         news = [message is None or self._is_news(*message) for message in self._messages()]
-        return any(news)
+        kept, self.has_kept_news = self.has_kept_news, False
+        return kept or any(news)
 
     def _is_news(self, kind: int, data: bytes) -> bool:
         if kind in (_NEWLINK, _DELLINK):
@@ -112,6 +122,14 @@ class SpaceListener(Listener):
             self._tunnels = tunnels
             self._filter(_rows_of(tunnels))
 
+    def forget_all_but_rows(self, some: Collection[Row]) -> None:
+        """Drop what has been told so far, but of rows other than *some*: those are not about to be read."""
+        devices = {link.name: index for index, link in self._known.items()}
+        places = {rows.place_of(row, devices[row.device]) for row in some if row.device in devices}
+        for message in self._messages():
+            if message is None or (message[0] in _OF_ROWS and rows.place_in(message[1]) not in places):
+                self.has_kept_news = True
+
     def _is_news(self, kind: int, data: bytes) -> bool:
         if kind in (_NEWADDR, _DELADDR):
             return links.address_index(data) in self._known
@@ -154,7 +172,7 @@ def _rows_of(devices: list[int]) -> list[_Step]:
     return [
         (_HALF, 0, 0, _KIND),
         (_JUMP_EQUAL, 2, 0, _half(_NEWNEIGH)),
-        (_JUMP_EQUAL, 1, 0, _half(_NEWNEIGH + 1)),
+        (_JUMP_EQUAL, 1, 0, _half(_DELNEIGH)),
         _TAKE,
         (_WORD, 0, 0, _NEIGH_DEVICE),
         *known,

@@ -23,7 +23,7 @@ from driver.kernel import HOST, links, messages, netns, rows, underlay
 from driver.kernel.contents import contents
 from driver.kernel.events import HostListener, Listener
 from driver.kernel.links import Link
-from driver.kernel.refusal import absent, failed, failures_of, foreign, refusal, subject, vni_taken
+from driver.kernel.refusal import absent, failed, failures_of, foreign, refusal, vni_taken
 from driver.kernel.spaces import Spaces
 from driver.kernel.wire import CREATE, EXCL, REPLACE, Channel, Refused, Request
 from driver.model import Underlay
@@ -37,9 +37,10 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Row,
     Vxlan,
 )
-from driver.plan import Delete, Op, Set
+from driver.plan import Delete, Op, Set, subject
 from driver.values import Address, Interface, Prefix
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
@@ -73,15 +74,15 @@ class NetlinkKernel:
         """Names of all pinned namespaces that are ours."""
         return self._spaces.names()
 
-    def read(self, namespace: str) -> KernelState:
-        """Everything of ours in *namespace*, itself included; empty when it does not exist.
+    def read(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
+        """Everything of ours in *namespace*, itself included; empty when it does not exist. See the Protocol.
 
         What others made in it is left out. A device of ours with a setting changed by hand that
         our objects do not name has WRONG_MTU. Raises KernelError.
         """
         wanted = Namespace(namespace)
         try:
-            return {obj.key: obj for obj in self._read(wanted)}
+            return {obj.key: obj for obj in self._read(wanted, rows)}
         except OSError as failure:
             raise refusal(wanted, failure, "read") from failure
 
@@ -146,19 +147,24 @@ class NetlinkKernel:
         poll = select.poll()
         poll.register(wake, select.POLLIN)
         poll.register(self._mounts, select.POLLPRI)
-        for listener in (self._host_listener, *(space.listener for space in self._spaces.open.values())):
+        listeners = [self._host_listener, *(space.listener for space in self._spaces.open.values())]
+        for listener in listeners:
             poll.register(listener, select.POLLIN)
-        return {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
+        kept = {listener.fileno() for listener in listeners if listener.has_kept_news}
+        return kept | {descriptor for descriptor, _ in poll.poll(0 if kept else timeout * 1000)}
 
-    def _read(self, wanted: Namespace) -> Iterator[KernelObject]:
+    def _read(self, wanted: Namespace, some: Collection[Row] | None) -> Iterator[KernelObject]:
         space = self._spaces.space(wanted.name)
         if space is None:
             return
-        space.listener.forget()
+        if some is None:
+            space.listener.forget()
+        else:
+            space.listener.forget_all_but_rows(some)
         found = links.links(space.channel)
         space.listener.expect(found)
         yield Namespace(wanted.name, self._spaces.is_pinned(wanted.name))
-        yield from contents(space.channel, wanted.name, found)
+        yield from contents(space.channel, wanted.name, found, some)
 
     def _channel_for(self, obj: KernelObject, namespace: str) -> Channel:
         channel = self._spaces.channel(namespace)

@@ -17,7 +17,7 @@ from driver.objects import (
     Port,
     Vxlan,
 )
-from driver.plan import Delete, Op, Set
+from driver.plan import Delete, Op, Set, subject
 
 GONE = (errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH)
 """How the kernel says that an object is not there."""
@@ -62,11 +62,6 @@ def refusal(obj: KernelObject, cause: OSError, verb: str = "set") -> KernelError
     said = f"cannot {verb} {describe(obj)}: {cause.strerror or cause} ({errno.errorcode.get(number, number)})"
     hint = _hint(obj, number)
     return KernelError(f"{said}; {hint}" if hint else said, number)
-
-
-def subject(op: Op) -> KernelObject:
-    """Return the object that *op* is about."""
-    return op.want if isinstance(op, Set) else op.have
 
 
 def failed(op: Op, cause: OSError) -> KernelError:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from driver.kernel.wire import APPEND, CREATE, REPLACE, Channel, Request, attribute, attributes
-from driver.objects import FLOOD_MAC, FdbEntry, Neighbour
+from driver.objects import FLOOD_MAC, FdbEntry, Neighbour, Row
 from driver.plan import Delete, Set
 from driver.values import Address, Mac
 
@@ -20,8 +20,10 @@ _HEAD = struct.Struct("=BxxxiHBBHH6sxxHH")  # ndmsg, link-layer address, head of
 _PERMANENT, _SELF = 0x80, 0x02
 _DST, _LLADDR, _PORT, _VNI, _IFINDEX_OF_ROW = 1, 2, 6, 7, 8
 _OVERRIDES = (_PORT, _VNI, _IFINDEX_OF_ROW)
+_NO_MAC = struct.pack("=HH6s", 10, _LLADDR, bytes(6))
 
-Row = FdbEntry | Neighbour
+Place = tuple[int, int, bytes, bytes]
+"""Which row: device, address family, MAC or address, and of replication rows the VTEP."""
 
 
 def encode(op: Set | Delete, device: int) -> Request:
@@ -56,6 +58,58 @@ def read(channel: Channel, namespace: str, vxlans: Mapping[int, str]) -> Iterato
             yield from _neighbours(found, namespace, vxlans)
 
 
+def find(
+    channel: Channel, namespace: str, vxlans: Mapping[int, str], wanted: Collection[Row]
+) -> Iterator[Row]:
+    """Yield what is at the places of *wanted*, whatever its value; raise OSError."""
+    indices = {name: index for index, name in vxlans.items()}
+    there = [row for row in wanted if row.device in indices]
+    single = [row for row in there if not _is_replication(row)]
+    questions = [Request(_GETNEIGH, 0, _question(row, indices[row.device])) for row in single]
+    answers = zip(single, channel.ask_all(questions), strict=True)
+    for row, answer in answers:
+        if answer is not None and isinstance(row, FdbEntry):
+            yield from _fdb([answer], namespace, indices[row.device], row.device)
+        elif answer is not None:
+            yield from _neighbours([answer], namespace, vxlans)
+    # Of the many rows of the one MAC the kernel would tell but the first.
+    keys = {row.key for row in there if _is_replication(row)}
+    for device in {key[2] for key in keys}:
+        found = channel.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, indices[device], 0, 0, 0))
+        likely = (data for data in found if _NO_MAC in data)
+        for row in _fdb(likely, namespace, indices[device], device):
+            if row.key in keys:
+                yield row
+
+
+def place_of(row: Row, device: int) -> Place:
+    """Tell where *row* is, on the VXLAN device with index *device*."""
+    if isinstance(row, Neighbour):
+        return device, _family(row.address), row.address.packed, b""
+    return device, _AF_BRIDGE, _octets(row.mac), row.vtep.packed if _is_replication(row) else b""
+
+
+def place_in(data: bytes) -> Place:
+    """Tell which row a message of the kernel's is about."""
+    family, device, _, _, _ = _NDMSG.unpack_from(data)
+    row = attributes(data, _NDMSG.size)
+    to = row.get(_DST, b"")
+    if family != _AF_BRIDGE:
+        return device, family, to, b""
+    mac = row.get(_LLADDR, b"")
+    return device, family, mac, b"" if any(mac) else to
+
+
+def _is_replication(row: Row) -> bool:
+    return isinstance(row, FdbEntry) and row.mac == FLOOD_MAC
+
+
+def _question(row: Row, device: int) -> bytes:
+    if isinstance(row, Neighbour):
+        return _NDMSG.pack(_family(row.address), device, 0, 0, 0) + attribute(_DST, row.address.packed)
+    return _NDMSG.pack(_AF_BRIDGE, device, 0, _SELF, 0) + attribute(_LLADDR, _octets(row.mac))
+
+
 def _fdb(messages: Iterable[bytes], namespace: str, index: int, name: str) -> Iterator[FdbEntry]:
     for data in messages:
         family, device, state, flags, _ = _NDMSG.unpack_from(data)
@@ -68,7 +122,7 @@ def _fdb(messages: Iterable[bytes], namespace: str, index: int, name: str) -> It
             # Made by hand with a port or VNI of its own: unlike any wish, so it is replaced, or all
             # replication rows are dropped, to be made anew by the next pass.
             spoilt = any(override in row for override in _OVERRIDES)
-            yield FdbEntry(namespace, name, mac, IPv4Address(0) if spoilt else _address(row[_DST]))
+            yield FdbEntry(namespace, name, mac, IPv4Address(0) if spoilt else _vtep(row[_DST]))
 
 
 def _neighbours(messages: Iterable[bytes], namespace: str, vxlans: Mapping[int, str]) -> Iterator[Neighbour]:
@@ -85,13 +139,16 @@ def _neighbours(messages: Iterable[bytes], namespace: str, vxlans: Mapping[int, 
 def _body(family: int, flags: int, device: int, mac: Mac | None, address: Address | None) -> bytes:
     if mac is not None and address is not None:
         packed = address.packed
-        octets = bytes.fromhex(mac.replace(":", ""))
-        head = _HEAD.pack(family, device, _PERMANENT, flags, 0, 10, _LLADDR, octets, len(packed) + 4, _DST)
-        return head + packed
+        octets, size = _octets(mac), len(packed) + 4
+        return _HEAD.pack(family, device, _PERMANENT, flags, 0, 10, _LLADDR, octets, size, _DST) + packed
     body = _NDMSG.pack(family, device, _PERMANENT, flags, 0)
     if mac is not None:
-        body += attribute(_LLADDR, bytes.fromhex(mac.replace(":", "")))
+        body += attribute(_LLADDR, _octets(mac))
     return body + (attribute(_DST, address.packed) if address is not None else b"")
+
+
+def _octets(mac: Mac) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _family(address: Address) -> int:
@@ -99,5 +156,9 @@ def _family(address: Address) -> int:
 
 
 @lru_cache(maxsize=4096)
+def _vtep(packed: bytes) -> Address:
+    return _address(packed)
+
+
 def _address(packed: bytes) -> Address:
     return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)

@@ -91,16 +91,18 @@ class Channel:
         return results
 
     def ask(self, kind: int, body: bytes) -> bytes | None:
-        """Return the one answer to a question; None when the object does not exist."""
-        self._send([Request(kind, 0, body)])
-        for _, answer, data in self._receive():
-            if answer != _ERROR:
-                return data
-            refusal = _refusal(data, 0)
-            if refusal is None or refusal.errno in (errno.ENODEV, errno.ENOENT):
-                return None
-            raise refusal
-        return None
+        """Return the one answer to a question; None when the object does not exist. Raises OSError."""
+        return self.ask_all([Request(kind, 0, body)])[0]
+
+    def ask_all(self, questions: Sequence[Request]) -> list[bytes | None]:
+        """Return for each question its one answer, or None when that object does not exist; raise OSError."""
+        answers: list[bytes | None] = []
+        for first in range(0, len(questions), _BATCH):
+            batch = questions[first : first + _BATCH]
+            start = self._send(batch)
+            while len(answers) < first + len(batch):  # the kernel answers in order
+                answers += [_answer(*found) for found in self._receive(start)]
+        return answers
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Return the payloads of all objects; raise OSError when the kernel does not hold still."""
@@ -111,11 +113,11 @@ class Channel:
         raise Refused(errno.EINTR, f"the kernel's tables changed during each of {_DUMP_TRIES} reads")
 
     def _dump_once(self, kind: int, body: bytes) -> list[bytes] | None:
-        self._send([Request(kind, DUMP, body)])
+        start = self._send([Request(kind, DUMP, body)])
         found: list[bytes] = []
         whole = True
         while True:
-            for flags, answer, data in self._receive():
+            for flags, answer, data in self._receive(start):
                 whole = whole and not flags & _DUMP_INTERRUPTED
                 if answer == _DONE:
                     return found if whole else None
@@ -158,13 +160,14 @@ class Channel:
         self._socket.send(b"".join(parts))
         return start
 
-    def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+    def _receive(self, start: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield flags, kind and payload of messages that answer a request as of number *start*."""
         size = self._socket.recv_into(self._buffer)
         data = bytes(self._buffer[:size])
         offset = 0
         while offset < size:
             length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            if sequence == self._sequence:
+            if sequence >= start:
                 yield flags, kind, data[offset + _HEADER.size : offset + length]
             offset += (length + 3) & ~3
 
@@ -185,6 +188,15 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
         found[kind & 0x3FFF] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
+
+
+def _answer(flags: int, kind: int, data: bytes) -> bytes | None:
+    if kind != _ERROR:
+        return data
+    refusal = _refusal(data, flags)
+    if refusal is None or refusal.errno in (errno.ENODEV, errno.ENOENT):
+        return None
+    raise refusal
 
 
 def _refusal(data: bytes, flags: int) -> Refused | None:

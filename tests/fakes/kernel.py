@@ -27,6 +27,7 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Row,
     Vxlan,
     parent,
 )
@@ -69,12 +70,16 @@ class FakeKernel:
     def namespaces(self) -> Collection[str]:
         return sorted(key[1] for key in self.objects if key[0] == Kind.NAMESPACE)
 
-    def read(self, namespace: str) -> KernelState:
+    def read(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
         if self._read_failures:
             number = self._read_failures.pop(0)
             raise KernelError(f"cannot read {namespace}: {os.strerror(number)}", number)
-        self._news.discard(namespace)
-        return {key: obj for key, obj in self.objects.items() if key[1] == namespace}
+        found = {key: obj for key, obj in self.objects.items() if key[1] == namespace}
+        if rows is None:
+            self._news.discard(namespace)
+            return found
+        keys = {row.key for row in rows}
+        return {key: obj for key, obj in found.items() if key in keys or not isinstance(obj, Row)}
 
     def container_ends(self) -> Collection[str]:
         return [name for name, alias in self.host_devices.items() if alias.startswith("pyoverlay ")]

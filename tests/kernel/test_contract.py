@@ -22,10 +22,11 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Row,
     Vxlan,
 )
 from driver.plan import Delete, Set, diff
-from driver.values import Mac, Vni
+from driver.values import Mac, Vni, mac_of
 from tests.fakes.kernel import FakeKernel
 from tests.kernel.hosts import Host
 from tests.kernel.samples import NS, PEER_MAC, network
@@ -137,6 +138,39 @@ def test_rows_are_replaced_and_replication_rows_added(kernel: Kernel) -> None:
     for op in ops:
         assert got[op.want.key] == op.want
     assert len([key for key in got if key[0] == Kind.FDB and FLOOD_MAC in key[3]]) == 2
+
+
+def test_of_the_rows_one_may_read_some(kernel: Kernel) -> None:
+    want = network()
+    build(kernel, want)
+    others = {key: obj for key, obj in want.items() if not isinstance(obj, Row)}
+    assert kernel.read(NS, []) == others
+    moved = FdbEntry(NS, "vx0", PEER_MAC, ip_address("192.0.2.77"))
+    asked: list[Row] = [
+        moved,
+        Neighbour(NS, "vx0", ip_address("fd00:1::9"), Mac("02:42:00:00:00:77")),
+        FdbEntry(NS, "vx0", FLOOD_MAC, ip_address("192.0.2.2")),
+        FdbEntry(NS, "vx0", FLOOD_MAC, ip_address("192.0.2.77")),
+        FdbEntry(NS, "vx0", Mac("02:42:00:00:00:78"), ip_address("192.0.2.2")),
+        Neighbour(NS, "vx0", ip_address("10.1.0.99"), PEER_MAC),
+        Neighbour(NS, "vx77", ip_address("10.1.0.9"), PEER_MAC),
+    ]
+    there = {row.key: want[row.key] for row in asked if row.key in want}
+    assert len(there) == 3
+    assert kernel.read(NS, asked) == {**others, **there}
+    assert kernel.apply([Set(moved)]) == {}
+    assert kernel.read(NS, asked) == {**others, **there, moved.key: moved}
+    assert kernel.read("pyoverlay-none", asked) == {}
+
+
+def test_hundreds_of_rows_may_be_asked_for(kernel: Kernel) -> None:
+    build(kernel, network())
+    addresses = [ip_address("10.2.0.0") + n for n in range(1000)]
+    rows: list[Row] = [Neighbour(NS, "vx0", address, mac_of(address)) for address in addresses]
+    rows += [FdbEntry(NS, "vx0", mac_of(address), ip_address("192.0.2.2")) for address in addresses]
+    assert kernel.apply([Set(row) for row in rows[::2]]) == {}
+    found = {key: obj for key, obj in kernel.read(NS, rows).items() if isinstance(obj, Row)}
+    assert found == {row.key: row for row in rows[::2]}
 
 
 def test_one_replication_row_goes_alone(kernel: Kernel) -> None:

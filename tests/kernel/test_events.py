@@ -16,8 +16,9 @@ import pytest
 
 from driver.kernel import HOST, Kernel
 from driver.model import Underlay
-from driver.objects import FdbEntry, Kind, Port
-from driver.plan import Set, diff
+from driver.objects import FLOOD_MAC, FdbEntry, Kind, Neighbour, Port, Row
+from driver.plan import Delete, Set, diff
+from driver.values import Mac
 from tests.fakes.kernel import FakeKernel
 from tests.kernel.hosts import Host, Space
 from tests.kernel.samples import NS, PEER_MAC, network
@@ -56,6 +57,48 @@ def test_what_apply_did_is_no_news_after_the_read_that_follows(kernel: Kernel, w
     for wish in (want, network(mtu=1400), network(vni=7), want):
         assert converge(kernel, wish) == wish
         assert kernel.wait(AT_ONCE, wake) == set()
+
+
+def test_what_apply_did_is_no_news_after_a_read_of_it(kernel: Kernel, wake: int) -> None:
+    want = network()
+    assert converge(kernel, want) == want
+    vtep = ip_address("192.0.2.55")
+    rows: list[Row] = [
+        FdbEntry(NS, "vx0", PEER_MAC, vtep),
+        FdbEntry(NS, "vx0", FLOOD_MAC, vtep),
+        Neighbour(NS, "vx0", ip_address("10.1.0.9"), Mac("02:42:00:00:00:77")),
+        Neighbour(NS, "vx0", ip_address("fd00:1::77"), PEER_MAC),
+    ]
+    for ops in ([Set(row) for row in rows], [Delete(row) for row in rows]):
+        assert kernel.apply(ops) == {}
+        kernel.read(NS, rows)
+        assert kernel.wait(AT_ONCE, wake) == set()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("bridge fdb del 02:42:0a:01:00:09 dev vx0 self", True),
+        ("bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.66 self permanent", True),
+        ("ip neigh del fd00:1::9 dev vx0", True),
+        ("ip neigh del 10.1.0.9 dev vx0", False),
+        ("bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.55 self permanent", False),
+        ("ip link set vx0 mtu 1300", False),
+    ],
+)
+def test_a_read_of_some_rows_keeps_the_news_of_others(
+    built: Host, wake: int, change: str, *, told: bool
+) -> None:
+    built.overlay(NS).run(change)
+    rows: list[Row] = [
+        Neighbour(NS, "vx0", ip_address("10.1.0.9"), PEER_MAC),
+        FdbEntry(NS, "vx0", FLOOD_MAC, ip_address("192.0.2.55")),
+    ]
+    built.kernel.read(NS, rows)
+    built.kernel.read(NS, rows)
+    assert built.kernel.wait(AT_ONCE, wake) == ({NS} if told else set())
+    assert built.kernel.wait(AT_ONCE, wake) == set()
 
 
 def test_it_waits_as_long_as_told(kernel: Kernel, wake: int) -> None:

@@ -270,7 +270,7 @@ def test_one_bad_row_among_many_fails_alone(host: Host, space: Space) -> None:
         FdbEntry(NS, "vx0", mac_of(ip_address("10.2.0.0") + n), ip_address("192.0.2.2")) for n in range(1000)
     ]
     bad = {0, 199, 200, 500, 999}
-    rows = [replace(r, vtep=ip_address("2001:db8::2")) if n in bad else r for n, r in enumerate(rows)]
+    rows = [r._replace(vtep=ip_address("2001:db8::2")) if n in bad else r for n, r in enumerate(rows)]
     failures = host.kernel.apply([Set(row) for row in rows])
     assert set(failures) == {rows[n].key for n in bad}
     assert len([key for key in host.kernel.read(NS) if key[0] == Kind.FDB]) == 995 + 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -24,6 +24,7 @@ from driver.objects import (
     Kind,
     Neighbour,
     Port,
+    Row,
     Vxlan,
 )
 from driver.options import REFUSED
@@ -156,9 +157,9 @@ def test_an_answered_join_has_nothing_read_again(nodes: list[Node], monkeypatch:
         _, revision = node.store.snapshot()
         node.engine.wait(NetworkId(NET), revision, 5)
 
-    def read(name: str) -> KernelState:
+    def read(name: str, rows: Collection[Row] | None = None) -> KernelState:
         reads.append(name)
-        return FakeKernel.read(node.kernel, name)
+        return FakeKernel.read(node.kernel, name, rows)
 
     node.create()
     node.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})

@@ -1,0 +1,374 @@
+"""One real host among simulated ones: an etcd, what other hosts write to it, the plugin's process, its rows.
+
+All of it is made in the namespaces that `bench.scene.apart` gives to a program (processes, network, mounts),
+and ends with them, whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from bench.scene import ROOT as FOLDER
+from driver.control import EndpointRecord, NodeRecord
+from driver.control.claims import Claim, Put, Withdraw
+from driver.control.etcd_client import EtcdClient
+from driver.control.records import ROOT, encode_endpoint, encode_node, endpoint_key, node_key, prefix
+from driver.control.tls import PlainSessions
+from driver.desired import container_name, namespace_name, vxlan_name
+from driver.kernel import links, netns, rows
+from driver.kernel.wire import Channel, Request, attribute
+from driver.objects import FLOOD_MAC, FdbEntry
+from driver.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni, mac_of
+from tests.contract.process import children, head, read
+from tests.control.harness import EtcdMember, b64, start_members
+from tests.lab import etcd_binary
+
+VTEP = "192.0.2.1"
+BATCH = 120
+"""Records in a transaction, as hosts put them."""
+_VNI = Vni(9000)
+_PROBES = 200
+_DELNEIGH, _GETNEIGH, _AF_BRIDGE, _SELF = 29, 30, 7, 2
+_NDMSG = struct.Struct("=BxxxiHBB")
+
+Rows = Mapping[Address, tuple[Mac, Address]]
+"""What a VXLAN device is to know: inner address, its MAC, the outer address."""
+
+
+def record(network: NetworkId, number: int, node: int) -> EndpointRecord:
+    """The endpoint *number* (below 60,000) of a network, on simulated host *node*."""
+    third, fourth = divmod(number, 250)
+    address = IPv4Address(f"10.1.{third + 1}.{fourth + 1}")
+    endpoint = EndpointId(f"{number:064x}")
+    return EndpointRecord(network, address, mac_of(address), _node(node), endpoint)
+
+
+def vtep_of(node: NodeId) -> Address:
+    """The outer address of a simulated host."""
+    return IPv4Address("198.18.0.1") + int(node, 16)
+
+
+def _node(number: int) -> NodeId:
+    return NodeId(f"{number:032x}")
+
+
+def rows_of(records: Iterable[EndpointRecord]) -> Rows:
+    """What a host must know of *records*."""
+    return {r.address: (r.mac, vtep_of(r.node)) for r in records}
+
+
+class Others:
+    """The simulated hosts: they write to etcd as real ones do, and need nothing else."""
+
+    def __init__(self, member: EtcdMember) -> None:
+        self._member = member
+        self._client = EtcdClient(member.url, PlainSessions().session())
+
+    def announce(self, records: Sequence[EndpointRecord]) -> None:
+        """Put endpoints, as many in a transaction as a host would."""
+        self._change([Put(*_line(one)) for one in records])
+
+    def appear(self, count: int) -> None:
+        """Put the records of *count* hosts."""
+        nodes = [NodeRecord(_node(n), vtep_of(_node(n))) for n in range(count)]
+        self._change([Put(node_key(node.id), encode_node(node)) for node in nodes])
+
+    def withdraw(self, records: Iterable[EndpointRecord]) -> None:
+        """Remove endpoints."""
+        self._change([Withdraw(*_line(one)) for one in records])
+
+    def read(self, network: NetworkId) -> float:
+        """Read all of a network, as a host does that comes to it; return the seconds that it took."""
+        began = time.perf_counter()
+        self._client.read({prefix(network): 0})
+        return time.perf_counter() - began
+
+    def clear(self) -> None:
+        """Remove all keys, of real hosts too."""
+        self._member.call("kv/deleterange", key=b64(ROOT), range_end=b64(ROOT[:-1] + "0"))
+
+    def compact(self) -> None:
+        """Have etcd forget what was before, as it does every ten minutes in a Swarm."""
+        revision = self._member.call("maintenance/status")["header"]["revision"]
+        self._member.call("kv/compaction", revision=revision, physical=True)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _change(self, claims: Sequence[Claim]) -> None:
+        for first in range(0, len(claims), BATCH):
+            self._client.change(claims[first : first + BATCH])
+
+
+def _line(record: EndpointRecord) -> tuple[str, str]:
+    return endpoint_key(record.network, record.address), encode_endpoint(record)
+
+
+class Store:
+    """A real etcd without fsync, as the Swarm leader's plugin runs one."""
+
+    def __init__(self, folder: Path) -> None:
+        (self.member,) = start_members(etcd_binary(), folder, 1)
+
+    def size(self) -> float:
+        """MiB of its file in use."""
+        return int(self.member.call("maintenance/status")["dbSizeInUse"]) / 2**20
+
+    def memory(self) -> float:
+        """MiB resident."""
+        assert self.member.process
+        return _status(self.member.process.pid, "VmRSS") / 1024
+
+    def close(self) -> None:
+        self.member.kill()
+
+
+class Plugin:
+    """`pyoverlay serve` in a process of its own, called over its socket as an engine calls it."""
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self._folder = folder
+        self.socket = folder / "pyoverlay.sock"
+        self.netns = folder / "run" / "netns"
+        self._environ = {
+            **os.environ,
+            "PYOVERLAY_SCOPE": "local",
+            "PYOVERLAY_STORE": store,
+            "PYOVERLAY_VTEP": VTEP,
+            "PYOVERLAY_LOG_LEVEL": os.environ.get("PYOVERLAY_LOG_LEVEL", "info"),
+            "PYOVERLAY_STATE_DIR": str(folder / "state"),
+            "PYOVERLAY_RUN_DIR": str(folder / "run"),
+            "PYOVERLAY_SWARM_DIR": str(folder / "swarm"),
+            "PYOVERLAY_SOCKET": str(self.socket),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir()
+
+    def start(self) -> float:
+        """Start it; return the seconds until it has answered a first call."""
+        began = time.perf_counter()
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "plugin.cli", "serve"],
+                cwd=FOLDER,
+                env=self._environ,
+                stdout=log,
+                stderr=log,
+            )
+        until(lambda: self._answers("Plugin.Activate"), pause=0.002)
+        return time.perf_counter() - began
+
+    def stop(self) -> None:
+        """End it as the engine does."""
+        if self._process:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(15)
+            self._process = None
+
+    def call(self, method: str, **body: Any) -> Any:
+        """Make a call; fail with what the plugin said."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(self.socket))
+            text = json.dumps(body).encode()
+            client.sendall(head(method, len(text)) + text)
+            status, answer = read(client)
+        assert status == 200, f"{method}: {answer.decode()}"
+        return json.loads(answer)
+
+    def memory(self) -> float:
+        """MiB of its Python processes: PSS as if no other process on the machine had the same files open."""
+        pids = self._pids()
+        return (sum(_own(pid) for pid in pids) + max(_status(pid, "RssFile") for pid in pids)) / 1024
+
+    def cpu(self) -> float:
+        """Seconds of CPU that its threads have used."""
+        tasks = (task for pid in self._pids() for task in Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+    def _pids(self) -> list[int]:
+        assert self._process
+        return [self._process.pid, *children(self._process.pid)]
+
+    def _answers(self, method: str) -> bool:
+        assert self._process
+        assert self._process.poll() is None, (self._folder / "log").read_text()
+        with contextlib.suppress(OSError):
+            return bool(self.call(method))
+        return False
+
+
+class Network:
+    """A network with one container on the real host, as the engine asks for both."""
+
+    def __init__(self, plugin: Plugin, network: NetworkId) -> None:
+        self.id = network
+        self._plugin = plugin
+        self._endpoint = EndpointId("c0" * 32)
+        self._ids = {"NetworkID": network, "EndpointID": self._endpoint}
+        self._container: int | None = None
+
+    def create(self) -> None:
+        """Have the network on the host."""
+        generic = {"com.docker.network.generic": {"vni": str(_VNI)}}
+        subnet = {"AddressSpace": "", "Pool": "10.1.0.0/16", "Gateway": "10.1.0.1/16"}
+        self._plugin.call(
+            "NetworkDriver.CreateNetwork", NetworkID=self.id, Options=generic, IPv4Data=[subnet], IPv6Data=[]
+        )
+
+    def join(self) -> None:
+        """Start the container: its interface is moved into a namespace of its own."""
+        interface = {"Address": "10.1.0.2/16", "AddressIPv6": "", "MacAddress": ""}
+        self._plugin.call("NetworkDriver.CreateEndpoint", **self._ids, Interface=interface, Options={})
+        self._plugin.call("NetworkDriver.Join", **self._ids, SandboxKey="", Options={})
+        self._container = netns.create()
+        pin = f"/proc/{os.getpid()}/fd/{self._container}"
+        run(f"ip link set {container_name(self._endpoint)} netns {pin}")
+
+    def die_with_host(self) -> None:
+        """Take container and namespace away, as a reboot does; the plugin is not running."""
+        if self._container is not None:
+            os.close(self._container)
+            self._container = None
+        pin = self._plugin.netns / namespace_name(self.id)
+        if netns.is_pin(pin):
+            with contextlib.closing(Forwarding(self._plugin, self.id)) as forwarding:
+                forwarding.clear()
+            netns.unpin(pin)
+
+    def forwarding(self) -> Forwarding:
+        """Open what the kernel holds of it."""
+        return Forwarding(self._plugin, self.id)
+
+
+class Forwarding:
+    """The rows of a network's VXLAN device, asked of the kernel."""
+
+    def __init__(self, plugin: Plugin, network: NetworkId) -> None:
+        self._name = namespace_name(network)
+        self.path = plugin.netns / self._name
+        self._channel: Channel | None = None
+        self._index = 0
+
+    def close(self) -> None:
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+
+    def clear(self) -> None:
+        """Delete all devices at once: the namespace itself ends late, and its VNIs with it."""
+        if self._open() and self._channel:
+            links.remove(self._channel, [f"br{_VNI}", vxlan_name(_VNI)])
+
+    def is_exactly(self, wanted: Rows) -> bool:
+        """Tell whether there are all the rows of *wanted*, replication included, and no others."""
+        return self._open() and self._read() == _rows(wanted)
+
+    def await_exactly(self, wanted: Rows) -> float:
+        """Wait until `is_exactly`; return when it was (perf_counter)."""
+        probes = random.sample(sorted(wanted), min(_PROBES, len(wanted)))
+        while True:
+            until(self._open)
+            for address in probes:  # those that are there already cost one question in all
+                until(lambda a=address: self.has(a, *wanted[a]))  # type: ignore[misc]
+            now = time.perf_counter()
+            if self.is_exactly(wanted):
+                return now
+            time.sleep(0.01)
+
+    def has(self, address: Address, mac: Mac, vtep: Address) -> bool:
+        """Tell whether both rows of an endpoint are there."""
+        return self._ask(socket.AF_INET, 0, 1, address.packed, _octets(mac)) and self._ask(
+            _AF_BRIDGE, _SELF, 2, _octets(mac), vtep.packed
+        )
+
+    def remove(self, address: Address, mac: Mac) -> None:
+        """Remove both rows of an endpoint behind the plugin's back."""
+        assert self._channel
+        neighbour = _NDMSG.pack(socket.AF_INET, self._index, 0, 0, 0) + attribute(1, address.packed)
+        fdb = _NDMSG.pack(_AF_BRIDGE, self._index, 0, _SELF, 0) + attribute(2, _octets(mac))
+        self._channel.do(Request(_DELNEIGH, 0, neighbour), Request(_DELNEIGH, 0, fdb))
+
+    def lacks(self, address: Address, mac: Mac) -> bool:
+        """Tell whether neither row of an endpoint is there."""
+        neighbour = self._ask(socket.AF_INET, 0, 1, address.packed, b"")
+        return not neighbour and not self._ask(_AF_BRIDGE, _SELF, 2, _octets(mac), b"")
+
+    def _ask(self, family: int, flags: int, attribute_kind: int, key: bytes, value: bytes) -> bool:
+        assert self._channel
+        question = _NDMSG.pack(family, self._index, 0, flags, 0) + attribute(attribute_kind, key)
+        answer = self._channel.ask(_GETNEIGH, question)
+        return answer is not None and value in answer
+
+    def _open(self) -> bool:
+        if self._channel is None and netns.is_pin(self.path):
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                self._channel = netns.inside(descriptor, Channel.here)
+            finally:
+                os.close(descriptor)
+        if self._channel and not self._index:
+            device = links.link(self._channel, vxlan_name(_VNI))
+            self._index = device.index if device else 0
+        return self._index > 0
+
+    def _read(self) -> set[tuple[object, ...]]:
+        assert self._channel
+        found = rows.read(self._channel, "", {self._index: ""})
+        return {(r.mac, r.vtep) if isinstance(r, FdbEntry) else (r.address, r.mac) for r in found}
+
+
+def _rows(wanted: Rows) -> set[tuple[object, ...]]:
+    neighbours = {(address, mac) for address, (mac, _) in wanted.items()}
+    flood = {(FLOOD_MAC, vtep) for _, vtep in wanted.values()}
+    return {*wanted.values(), *neighbours, *flood}
+
+
+def until(fact: Callable[[], bool], timeout: float = 60.0, pause: float = 0.0005) -> float:
+    """Wait until *fact* holds; return when (perf_counter)."""
+    deadline = time.perf_counter() + timeout
+    while not fact():
+        assert time.perf_counter() < deadline, "it did not come about"
+        time.sleep(pause)
+    return time.perf_counter()
+
+
+def underlay() -> None:
+    """Give the namespace that we are in a loopback and the VTEP address."""
+    run("ip link set lo up && ip link add u0 type bridge && ip link set u0 up")
+    run(f"ip address add {VTEP}/24 dev u0")
+
+
+def run(command: str) -> None:
+    """Run a shell command; fail with what it said."""
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
+
+
+def _own(pid: int) -> int:
+    """KiB of anonymous memory; what several processes share is divided among them."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+
+
+def _status(pid: int, field: str) -> int:
+    """KiB of one kind of memory (proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def _octets(mac: Mac) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
