@@ -96,3 +96,13 @@ class Figures:
             }
             for f in self.all()
         ]
+
+    @classmethod
+    def load(cls, dumped: Iterable[dict[str, Any]]) -> Figures:
+        """Read what `dump` has given."""
+        figures = cls()
+        for entry in dumped:
+            measure = Measure(entry["part"], entry["name"], entry["unit"], entry["better"])
+            for subject, values in entry["samples"].items():
+                figures.add(measure, subject, *values)
+        return figures
