@@ -1,0 +1,147 @@
+"""Balancers in the containers' own namespaces, found by the paths under which the engine pins them.
+
+No socket stays open: it would keep the namespace of a container that has ended. What a namespace holds is
+remembered with the generation of its tables, a number that every change by anybody counts up (nft(8),
+"monitor"); as long as it is the same, a look costs one question.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from driver.errors import KernelError
+from driver.kernel import netns, nft
+from driver.kernel.refusal import GONE, absent, failed, subject
+from driver.kernel.wire import Channel, Request
+from driver.objects import Balancer, KernelState, Key, Services
+from driver.plan import Delete, Op, Set
+
+_TRIES = 3
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a namespace held at one generation."""
+
+    identity: tuple[int, int]
+    generation: int
+    balancers: dict[Key, Balancer]
+
+
+class NetlinkSandboxes:
+    """The containers' namespaces; *path_of* maps the engine's path of one to ours."""
+
+    def __init__(self, path_of: Callable[[str], Path] = Path) -> None:
+        self._path_of = path_of
+        self._held: dict[str, _Held] = {}
+        self._open: tuple[str, Channel] | None = None
+        """Only from a read to the apply that follows it."""
+        self._difference: tuple[Services, Services, nft.Difference] | None = None
+        self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
+
+    def close(self) -> None:
+        """Give back sockets and descriptors; the tables stay."""
+        self._leave()
+        self._mounts.close()
+
+    def read(self, sandbox: str) -> KernelState:
+        """Every balancer of ours in *sandbox*; empty when there is no such namespace. See the Protocol."""
+        self._leave()
+        identity = netns.identity(self._path_of(sandbox))
+        if identity is None:
+            self._held.pop(sandbox, None)
+            return {}
+        try:
+            return self._read(sandbox, identity)
+        except OSError as failure:
+            self._held.pop(sandbox, None)
+            raise KernelError(
+                f"cannot read the tables in {sandbox}: {failure.strerror}", failure.errno or 0
+            ) from failure
+
+    def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
+        """Carry out *ops*. See the Protocol."""
+        failures: dict[Key, KernelError] = {}
+        for op in ops:
+            try:
+                self._apply(op)
+            except KernelError as failure:
+                failures[subject(op).key] = failure
+            except OSError as failure:
+                self._held.pop(subject(op).key[1], None)
+                if not (isinstance(op, Delete) and failure.errno in GONE):
+                    failures[subject(op).key] = failed(op, failure)
+        return failures
+
+    def wait(self, timeout: float, wake: int) -> bool:
+        """Wait for *wake*, or for namespaces to come or go. See the Protocol."""
+        self._leave()
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        poll.register(self._mounts, select.POLLPRI)
+        return any(descriptor == self._mounts.fileno() for descriptor, _ in poll.poll(timeout * 1000))
+
+    def _read(self, sandbox: str, identity: tuple[int, int]) -> KernelState:
+        channel = self._enter(sandbox)
+        held = self._held.get(sandbox)
+        for _ in range(_TRIES):
+            generation = nft.generation(channel)
+            if held and (held.identity, held.generation) == (identity, generation):
+                return dict(held.balancers)
+            tables = nft.read(channel)
+            found = [Balancer(sandbox, n, s or {}, sound=s is not None) for n, s in tables.items()]
+            held = _Held(identity, generation, {one.key: one for one in found})
+            self._held[sandbox] = held
+        raise OSError(errno.EAGAIN, "somebody changes them all the time")
+
+    def _apply(self, op: Op) -> None:
+        wanted = subject(op)
+        if not isinstance(wanted, Balancer):
+            raise TypeError(f"not a balancer: {op}")
+        held = self._held.get(wanted.sandbox)
+        if held is None:
+            if isinstance(op, Set):
+                raise absent(wanted, f"network namespace {wanted.sandbox}", errno.ENOENT)
+            return
+        have = held.balancers.get(wanted.key)
+        requests = self._requests(have, wanted if isinstance(op, Set) else None)
+        if requests:
+            held.generation = nft.commit(self._enter(wanted.sandbox), requests, held.generation)
+        held.balancers.pop(wanted.key, None)
+        if isinstance(op, Set):
+            held.balancers[wanted.key] = wanted
+
+    def _requests(self, have: Balancer | None, want: Balancer | None) -> list[Request]:
+        if have and want and have.sound:
+            return nft.change(want.namespace, self._between(have.services, want.services), want.turn)
+        removed = nft.remove(have.namespace) if have else []
+        return [*removed, *nft.create(want.namespace, want.services, want.turn)] if want else removed
+
+    def _between(self, have: Services, want: Services) -> nft.Difference:
+        """Compare once what fifty containers have in common."""
+        known = self._difference
+        if known is None or known[0] is not have or known[1] is not want:
+            self._difference = known = (have, want, nft.Difference.between(have, want))
+        return known[2]
+
+    def _enter(self, sandbox: str) -> Channel:
+        if self._open and self._open[0] == sandbox:
+            return self._open[1]
+        self._leave()
+        descriptor = os.open(self._path_of(sandbox), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            channel = netns.inside(descriptor, lambda: Channel.here(nft.PROTOCOL))
+        finally:
+            os.close(descriptor)
+        self._open = (sandbox, channel)
+        return channel
+
+    def _leave(self) -> None:
+        if self._open:
+            self._open[1].close()
+            self._open = None
