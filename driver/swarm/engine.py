@@ -104,7 +104,7 @@ class Engine:
         return status == 200 and answer.get("Id") == network
 
     def list(self, what: str, **filters: Collection[str]) -> list[Mapping[str, Any]]:
-        """Ask for all "services", "tasks" or "networks" that pass *filters*; raise EngineAway if not answered.
+        """Ask for all "services", "tasks" or "networks" that pass *filters*; raise EngineAway.
 
         Only a manager of a Swarm with a quorum knows of services and tasks.
         """
