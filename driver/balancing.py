@@ -186,18 +186,22 @@ class Balancing:
         *,
         settled: bool,
     ) -> KernelError | None:
-        for attempt in range(_PASSES):
+        failure = None
+        for _ in range(_PASSES):
             have = self._kernel.read(sandbox)
             progress.held = bool(have)
             ops = diff(wanted, _without(have, kept))
             if not ops:
                 return None
             failure = next(iter(self._kernel.apply(ops).values()), None)
-            if settled and attempt == 0 and failure is None:
-                log.warning("repaired: %s", sentence(findings(ops)))
-            if failure and failure.errno != errno.ERESTART:
+            if failure is None:
+                progress.held = bool(wanted) or not have.keys().isdisjoint(kept)
+                if settled:
+                    log.warning("repaired: %s", sentence(findings(ops)))
+                return None
+            if failure.errno != errno.ERESTART:
                 return failure
-        return None
+        return failure
 
 
 def _without(have: KernelState, kept: set[Key]) -> KernelState:

@@ -1,7 +1,8 @@
 """Balancers in the containers' own namespaces, found by the paths under which the engine pins them.
 
-No socket stays open: it would keep the namespace of a container that has ended. What a namespace holds is
-remembered with the generation of its tables, a number that every change by anybody counts up (nft(8),
+No socket stays open for long: it would keep the namespace of a container that has ended. They are closed
+together, because the kernel makes the first one wait until all that was removed is gone (milliseconds, see
+nft_rcv_nl_event in net/netfilter/nf_tables_api.c). What a namespace holds is remembered with the generation of its tables, a number that every change by anybody counts up (nft(8),
 "monitor"); as long as it is the same, a look costs one question.
 """
 
@@ -22,6 +23,7 @@ from driver.objects import Balancer, KernelState, Key, Services
 from driver.plan import Delete, Op, Set
 
 _TRIES = 3
+_MAX_OPEN = 64
 
 
 @dataclass(slots=True)
@@ -39,23 +41,24 @@ class NetlinkSandboxes:
     def __init__(self, path_of: Callable[[str], Path] = Path) -> None:
         self._path_of = path_of
         self._held: dict[str, _Held] = {}
-        self._open: tuple[str, Channel] | None = None
-        """Only from a read to the apply that follows it."""
+        self._open: dict[str, Channel] = {}
+        """Only until the next wait."""
         self._difference: tuple[Services, Services, nft.Difference] | None = None
         self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
 
     def close(self) -> None:
         """Give back sockets and descriptors; the tables stay."""
-        self._leave()
+        self._close_all()
         self._mounts.close()
 
     def read(self, sandbox: str) -> KernelState:
         """Every balancer of ours in *sandbox*; empty when there is no such namespace. See the Protocol."""
-        self._leave()
         identity = netns.identity(self._path_of(sandbox))
         if identity is None:
             self._held.pop(sandbox, None)
             return {}
+        if sandbox in self._held and self._held[sandbox].identity != identity:
+            self._close(sandbox)
         try:
             return self._read(sandbox, identity)
         except OSError as failure:
@@ -80,7 +83,7 @@ class NetlinkSandboxes:
 
     def wait(self, timeout: float, wake: int) -> bool:
         """Wait for *wake*, or for namespaces to come or go. See the Protocol."""
-        self._leave()
+        self._close_all()
         poll = select.poll()
         poll.register(wake, select.POLLIN)
         poll.register(self._mounts, select.POLLPRI)
@@ -88,7 +91,7 @@ class NetlinkSandboxes:
 
     def _read(self, sandbox: str, identity: tuple[int, int]) -> KernelState:
         channel = self._enter(sandbox)
-        held = self._held.get(sandbox)
+        held: _Held | None = self._held.get(sandbox)
         for _ in range(_TRIES):
             generation = nft.generation(channel)
             if held and (held.identity, held.generation) == (identity, generation):
@@ -130,18 +133,23 @@ class NetlinkSandboxes:
         return known[2]
 
     def _enter(self, sandbox: str) -> Channel:
-        if self._open and self._open[0] == sandbox:
-            return self._open[1]
-        self._leave()
+        if sandbox in self._open:
+            return self._open[sandbox]
+        if len(self._open) >= _MAX_OPEN:
+            self._close_all()
         descriptor = os.open(self._path_of(sandbox), os.O_RDONLY | os.O_CLOEXEC)
         try:
             channel = netns.inside(descriptor, lambda: Channel.here(nft.PROTOCOL))
         finally:
             os.close(descriptor)
-        self._open = (sandbox, channel)
+        self._open[sandbox] = channel
         return channel
 
-    def _leave(self) -> None:
-        if self._open:
-            self._open[1].close()
-            self._open = None
+    def _close_all(self) -> None:
+        for sandbox in list(self._open):
+            self._close(sandbox)
+
+    def _close(self, sandbox: str) -> None:
+        channel = self._open.pop(sandbox, None)
+        if channel:
+            channel.close()
