@@ -1,9 +1,11 @@
 """Balancers in the containers' own namespaces, found by the paths under which the engine pins them.
 
 No socket stays open for long: it would keep the namespace of a container that has ended. They are closed
-together, because the kernel makes the first one wait until all that was removed is gone (milliseconds, see
-nft_rcv_nl_event in net/netfilter/nf_tables_api.c). What a namespace holds is remembered with the generation of its tables, a number that every change by anybody counts up (nft(8),
-"monitor"); as long as it is the same, a look costs one question.
+together, because at the first one the kernel waits, for milliseconds, until all that was removed is gone
+(net/netfilter/nf_tables_api.c: nft_rcv_nl_event).
+
+What a namespace holds is remembered with the generation of its tables, a number that every change by
+anybody counts up: as long as it is the same, a look costs one question.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Virtual addresses on the real kernel: containers on two machines, and nothing between them but the overlay."""
+"""Virtual addresses on the real kernel: containers on two machines."""
 
 from __future__ import annotations
 
