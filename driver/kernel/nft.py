@@ -91,13 +91,17 @@ class Difference:
     gone: Sequence[Address]
     new: Services
     changed: Services
+    left: Mapping[Address, frozenset[Address]]
+    """The backends that a virtual address leads to no longer."""
 
     @classmethod
     def between(cls, have: Services, want: Services) -> Difference:
         """Compare two tables."""
         new = {vip: backends for vip, backends in want.items() if vip not in have}
         changed = {vip: b for vip, b in want.items() if vip not in new and have[vip] != b}
-        return cls([vip for vip in have if vip not in want], new, changed)
+        gone = [vip for vip in have if vip not in want]
+        left = {vip: frozenset(have[vip]) - frozenset(want.get(vip, ())) for vip in [*gone, *changed]}
+        return cls(gone, new, changed, {vip: backends for vip, backends in left.items() if backends})
 
 
 def change(table: str, difference: Difference, turn: int) -> list[Request]:

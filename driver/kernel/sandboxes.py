@@ -11,6 +11,7 @@ anybody counts up: as long as it is the same, a look costs one question.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from driver.errors import KernelError
-from driver.kernel import netns, nft
+from driver.kernel import conntrack, netns, nft
 from driver.kernel.refusal import GONE, absent, failed, subject
 from driver.kernel.wire import Channel, Request
 from driver.objects import Balancer, KernelState, Key, Services
 from driver.plan import Delete, Op, Set
+
+log = logging.getLogger(__name__)
 
 _TRIES = 3
 _MAX_OPEN = 64
@@ -45,6 +48,8 @@ class NetlinkSandboxes:
         self._held: dict[str, _Held] = {}
         self._open: dict[str, Channel] = {}
         """Only until the next wait."""
+        self._left: dict[str, conntrack.Gone] = {}
+        """What connections may still lead to, by sandbox. That comes after all tables."""
         self._difference: tuple[Services, Services, nft.Difference] | None = None
         self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
 
@@ -85,6 +90,7 @@ class NetlinkSandboxes:
 
     def wait(self, timeout: float, wake: int) -> bool:
         """Wait for *wake*, or for namespaces to come or go. See the Protocol."""
+        self._forget_connections()
         self._close_all()
         poll = select.poll()
         poll.register(wake, select.POLLIN)
@@ -123,7 +129,9 @@ class NetlinkSandboxes:
 
     def _requests(self, have: Balancer | None, want: Balancer | None) -> list[Request]:
         if have and want and have.sound:
-            return nft.change(want.namespace, self._between(have.services, want.services), want.turn)
+            difference = self._between(have.services, want.services)
+            self._left[want.sandbox] = {**self._left.get(want.sandbox, {}), **difference.left}
+            return nft.change(want.namespace, difference, want.turn)
         removed = nft.remove(have.namespace) if have else []
         return [*removed, *nft.create(want.namespace, want.services, want.turn)] if want else removed
 
@@ -133,6 +141,16 @@ class NetlinkSandboxes:
         if known is None or known[0] is not have or known[1] is not want:
             self._difference = known = (have, want, nft.Difference.between(have, want))
         return known[2]
+
+    def _forget_connections(self) -> None:
+        for sandbox, left in self._left.items():
+            if left:
+                try:
+                    count = conntrack.forget(self._enter(sandbox), left)
+                    log.debug("%s: %d connections forgotten", sandbox, count)
+                except OSError as failure:
+                    log.debug("%s: connections are left as they are: %s", sandbox, failure)
+        self._left.clear()
 
     def _enter(self, sandbox: str) -> Channel:
         if sandbox in self._open:

@@ -16,9 +16,8 @@ from tests.e2e.containers import DRIVER, Container, Playground, eventually
 from tests.lab import Host
 
 WHO = r"printf '#!/bin/sh\necho; echo $(hostname -i) $REMOTE_ADDR\n' >/www/cgi-bin/who"
-UDP = r"udpsvd -E 0 81 sh -c 'read x; hostname -i' &"
-WEB = ["sh", "-c", f"mkdir /www/cgi-bin; {WHO}; chmod +x /www/cgi-bin/who; {UDP} exec httpd -f -p 80 -h /www"]
-"""On TCP port 80 it says its own address and the client's, on UDP port 81 its own."""
+WEB = ["sh", "-c", f"mkdir /www/cgi-bin; {WHO}; chmod +x /www/cgi-bin/who; exec httpd -f -p 80 -h /www"]
+"""Says its own address and the client's."""
 
 _TCP = """
 import collections, socket, sys
@@ -43,6 +42,16 @@ for _ in range(int(sys.argv[2])):
         datagrams.send(b"who\\n")
         seen[datagrams.recv(100).decode().strip()] += 1
 import json; print(json.dumps(seen))
+"""
+
+_UDP_SERVER = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("", 81))
+print("ready", flush=True)
+while True:
+    _, client = server.recvfrom(100)
+    server.sendto(sys.argv[1].encode(), client)
 """
 
 _LOAD = """
@@ -99,6 +108,7 @@ def tcp(client: Container, vip: str, count: int) -> Counter[str]:
 
 
 def udp(client: Container, vip: str, count: int) -> Counter[str]:
+    """The same by datagrams, each from another port."""
     return Counter(json.loads(client.python(_UDP, vip, str(count))))
 
 
@@ -149,7 +159,7 @@ def web(ground: Playground, replicas: int, *options: str) -> Web:
 
 
 def test_from_everywhere_every_task_of_every_service(ground: Playground) -> None:
-    """Two networks with several services each; beside them one in dnsrr mode, and one with published ports."""
+    """Two networks with several services each; beside them one in dnsrr mode, and published ports."""
     networks = [ground.network(), ground.network()]
     services = [(ground.service(n, r, command=WEB), n, r) for n in networks for r in (2, 3)]
     published = ["--publish", "published=8080,target=80"]
@@ -161,12 +171,17 @@ def test_from_everywhere_every_task_of_every_service(ground: Playground) -> None
         tasks = ground.wait_tasks(service, replicas)
         addresses = {task.address(network) for task in tasks}
         vip = vip_of(ground.manager, service, network)
+        servers = [task.popen(_UDP_SERVER, task.address(network)) for task in tasks]
+        assert all(server.stdout.readline() for server in servers)
         for client in (*clients[network], tasks[0]):
             me = client.address(network)
             assert eventually(lambda c=client, v=vip, a=addresses: known(c, v, a), 10)  # type: ignore[misc]
             assert tcp(client, vip, 6 * replicas) == {f"{address} {me}": 6 for address in addresses}
             assert udp(client, vip, 2 * replicas) == dict.fromkeys(addresses, 2)
             assert client.pings(vip)
+        for server in servers:
+            server.kill()
+            server.communicate()
     client = clients[networks[0]][0]
     assert eventually(
         lambda: client.resolves(services[0][0]) == {vip_of(ground.manager, *services[0][:2])}, 40

@@ -88,13 +88,13 @@ class World:
             for name, (vip, *backends) in services.items()
         )
         self.one.store.update(lambda s: replace(s, offer={NET: records}))
-        wanted = {str(r.vip) for r in records}
-        assert eventually(lambda: all(self.vips(m) == wanted for m in (self.one, self.two)))
+        assert eventually(lambda: all(self.heard(m) == records for m in (self.one, self.two)))
         for machine in (self.one, self.two):
             assert machine.balancing.wait(machine.store.snapshot()[1], 5)
 
-    def vips(self, machine: Machine) -> set[str]:
-        return {str(vip) for vip in machine.store.state.services.get(NET, {})}
+    def heard(self, machine: Machine) -> frozenset[ServiceRecord] | None:
+        known = machine.store.state.services.get(NET)
+        return None if known is None else frozenset(known.values())
 
     def close(self) -> None:
         for task in self.tasks:
@@ -271,3 +271,34 @@ def test_the_last_service_takes_the_table_along(world: World) -> None:
     assert tables(world.client) == [TABLE]
     world.say()
     assert eventually(lambda: tables(world.client) == [])
+
+
+def test_datagrams_from_one_port_leave_a_task_that_has_ended(world: World) -> None:
+    world.say(web=[VIP, *TASKS[:2]])
+    with world.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(0.2)
+        connection.connect((VIP, 80))
+        connection.send(b"who?")
+        first = connection.recv(100).decode().split()[0]
+        (other,) = set(TASKS[:2]) - {first}
+        world.say(web=[VIP, other])
+
+        def who() -> str:
+            connection.send(b"who?")
+            with suppress(TimeoutError):
+                return connection.recv(100).decode().split()[0]
+            return ""
+
+        assert eventually(lambda: who() == other)
+
+
+def test_a_connection_that_is_being_made_goes_to_a_task_that_lives(world: World) -> None:
+    world.two.attach(NET, "10.1.0.77").run("ip link set eth0 down")
+    world.say(web=[VIP, "10.1.0.77"])
+    with world.client.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        connection.connect_ex((VIP, 80))
+        time.sleep(0.1)
+        world.say(web=[VIP, TASKS[0]])
+        connection.settimeout(4)
+        assert connection.recv(100).decode().split()[0] == TASKS[0]
