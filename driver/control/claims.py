@@ -101,10 +101,14 @@ class Claims:
         self.seen(Entry(entry.key, entry.value, revision) for entry in entries)
         self.seen(Entry(key, None, revision) for key in ours - there)
 
-    def restart(self) -> None:
-        """Begin with a store that is new: who held an address claims it again, who had yielded has not."""
+    def restart(self, *, insist: bool = True) -> None:
+        """Begin with a store that is new: who held a key claims it again, who had yielded has not.
+
+        Who does not *insist* puts it only where nothing is.
+        """
         lost = list(self._held)
-        self._fresh |= self._held.keys() & (self._wish or {}).keys()
+        if insist:
+            self._fresh |= self._held.keys() & (self._wish or {}).keys()
         self._held.clear()
         self._revision.clear()
         for key in lost:

@@ -83,8 +83,9 @@ class Ledger:
 
     def restart(self) -> None:
         """Begin with a store that is new; what was known of the old one is kept to be compared."""
-        for claims in (self._claims, self._services, self._leads):
-            claims.restart()
+        self._claims.restart()
+        self._services.restart()
+        self._leads.restart(insist=False)  # this may be the store of a leader that has come after us
         self._node_entry = Entry(self._node_key, None, 0)
         self._node_lease = None
 
@@ -160,6 +161,7 @@ class Ledger:
     def _wish_services(self, offer: Offer) -> None:
         records = (record for some in offer.values() for record in some)
         self._services.wish({service_key(self._node, record): encode_service(record) for record in records})
+        self._leads.wish({})  # who has news to tell leads, whoever has claimed so meanwhile
         self._leads.wish({leader_key(network): encode_leader(self._node) for network in offer})
 
     def _kind_of(self, key: str) -> Claims:

@@ -10,6 +10,7 @@ import http.client
 import json
 import socket
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -115,6 +116,10 @@ class Engine:
             raise EngineAway(f"{self._path}: /{what} answered {status}")
         return [item for item in answer if isinstance(item, dict)]
 
+    def events(self, *kinds: str) -> Events:
+        """Listen to what the engine tells of objects of *kinds*; raise EngineAway."""
+        return Events(self._path, f"/events?filters={quote(json.dumps({'type': sorted(kinds)}))}")
+
     def _get(self, path: str) -> tuple[int, Mapping[str, Any]]:
         status, answer = self._ask(path, _SECONDS, _MAX_ANSWER)
         return status, answer if isinstance(answer, dict) else {}
@@ -129,6 +134,39 @@ class Engine:
             raise EngineAway(f"{self._path}: {path}: {type(error).__name__}: {error}") from None
         finally:
             connection.close()
+
+
+class Events:
+    """What the engine tells by itself. One thread listens; any thread may close."""
+
+    def __init__(self, path: Path, request: str) -> None:
+        self._connection = _UnixConnection(path, _SECONDS)
+        self._name = f"{path}: /events"
+        try:
+            self._connection.request("GET", request)
+            self._socket = self._connection.sock
+            self._response = self._connection.getresponse()
+            if self._response.status != 200:
+                raise EngineAway(f"{self._name} answered {self._response.status}")
+            self._socket.settimeout(None)  # quiet is normal
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise EngineAway(f"{self._name}: {type(error).__name__}: {error}") from None
+
+    def wait(self) -> None:
+        """Wait for the next event; raise EngineAway when there will be none."""
+        try:
+            line = self._response.readline()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise EngineAway(f"{self._name}: {type(error).__name__}: {error}") from None
+        if not line:
+            raise EngineAway(f"{self._name}: the stream has ended")
+
+    def close(self) -> None:
+        """End it: who waits gets an EngineAway."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
 
 
 class _UnixConnection(http.client.HTTPConnection):
