@@ -119,11 +119,16 @@ def vip_of(manager: Host, service: str, network: str) -> str:
     return str(found).partition("/")[0]
 
 
-def known(client: Container, vip: str, backends: set[str]) -> bool:
-    """Whether exactly *backends* are behind *vip*, as far as the client's own table says."""
+def backends(client: Container, vip: str) -> set[str]:
+    """Where *vip* leads to, by the client's own table."""
     table = client.host.run(["nsenter", "-t", client.pid, "-n", "nft", "list", "ruleset"]).stdout
     chain = table.partition(f"chain s{vip} {{")[2].partition("}\n")[0]
-    return {word.strip(" ,}") for word in chain.partition("map {")[2].split() if "." in word} == backends
+    return {word.strip(",") for word in chain.partition("map {")[2].split() if "." in word}
+
+
+def known(client: Container, vip: str, wanted: set[str]) -> bool:
+    """Whether *vip* has a table that leads to exactly these."""
+    return backends(client, vip) == wanted
 
 
 @dataclass

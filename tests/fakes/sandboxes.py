@@ -1,4 +1,4 @@
-"""Containers' namespaces in memory; tests/kernel/test_sandboxes.py holds them to the rules of the real ones."""
+"""Containers' namespaces in memory; tests/kernel/test_sandboxes.py holds them to the real ones' rules."""
 
 from __future__ import annotations
 

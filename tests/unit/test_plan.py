@@ -145,7 +145,8 @@ def test_a_port_that_somebody_renamed_gets_its_name_back(want: State, random: Ra
     ports = [obj for obj in want.values() if isinstance(obj, Port)]
     have = dict(want)
     for port in random.sample(ports, min(2, len(ports))):
-        stray = replace(have.pop(port.key), name=f"stray{len(have)}")
+        del have[port.key]
+        stray = replace(port, name=f"stray{len(have)}")
         have[stray.key] = stray
     ops = diff(want, have)
     assert not [op for op in ops if isinstance(op, Delete)]
