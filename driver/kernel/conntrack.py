@@ -15,7 +15,7 @@ from typing import Final
 from driver.kernel.wire import Channel, Request, attribute, attributes
 from driver.values import Address
 
-_GET, _DELETE = 0x101, 0x102
+_GET, _DELETE, _GET_STATISTICS = 0x101, 0x102, 0x105
 _IP = struct.pack("!BBH", socket.AF_INET, 0, 0)
 _ORIGINAL, _REPLY, _PROTOINFO, _ID = 1, 2, 4, 12
 _ADDRESSES, _PROTOCOL = 1, 2
@@ -29,6 +29,8 @@ Gone = Mapping[Address, Collection[Address]]
 
 def forget(channel: Channel, gone: Gone) -> int:
     """Drop what leads to those *gone*, but established TCP connections; return how many. Raises OSError."""
+    if _count(channel) == 0:
+        return 0  # the kernel would look through the connections of all namespaces: ten milliseconds
     wanted = {(vip.packed, backend.packed) for vip, backends in gone.items() for backend in backends}
     vips = [vip.packed for vip in gone]
     entries = [
@@ -39,6 +41,12 @@ def forget(channel: Channel, gone: Gone) -> int:
     doomed = [entry for entry in entries if _ends(entry) in wanted and not _is_established(entry)]
     channel.attempt([Request(_DELETE, 0, _named(entry)) for entry in doomed])
     return len(doomed)
+
+
+def _count(channel: Channel) -> int:
+    """Return how many connections the namespace has."""
+    answer = channel.ask(_GET_STATISTICS, _IP)
+    return int.from_bytes(attributes(answer, len(_IP)).get(1, b""), "big") if answer else 0
 
 
 def _ends(entry: Mapping[int, bytes]) -> tuple[bytes, bytes]:

@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import select
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _TRIES = 3
 _MAX_OPEN = 64
+_SWEEP_PAUSE = 0.02
+"""Seconds between two containers whose connections are looked through."""
 
 
 @dataclass(slots=True)
@@ -49,7 +52,7 @@ class NetlinkSandboxes:
         self._open: dict[str, Channel] = {}
         """Only until the next wait."""
         self._left: dict[str, conntrack.Gone] = {}
-        """What connections may still lead to, by sandbox. That comes after all tables."""
+        """What connections may still lead to, by sandbox. Looked after when there is nothing else to do."""
         self._difference: tuple[Services, Services, nft.Difference] | None = None
         self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
 
@@ -90,12 +93,18 @@ class NetlinkSandboxes:
 
     def wait(self, timeout: float, wake: int) -> bool:
         """Wait for *wake*, or for namespaces to come or go. See the Protocol."""
-        self._forget_connections()
-        self._close_all()
+        deadline = time.monotonic() + timeout
         poll = select.poll()
         poll.register(wake, select.POLLIN)
         poll.register(self._mounts, select.POLLPRI)
-        return any(descriptor == self._mounts.fileno() for descriptor, _ in poll.poll(timeout * 1000))
+        self._close_all()
+        ready = poll.poll(0)
+        while self._left and not ready and time.monotonic() < deadline:
+            self._forget_connections(*self._left.popitem())
+            self._close_all()
+            ready = poll.poll(_SWEEP_PAUSE * 1000)
+        ready = ready or poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        return any(descriptor == self._mounts.fileno() for descriptor, _ in ready)
 
     def _read(self, sandbox: str, identity: tuple[int, int]) -> KernelState:
         channel = self._enter(sandbox)
@@ -130,7 +139,8 @@ class NetlinkSandboxes:
     def _requests(self, have: Balancer | None, want: Balancer | None) -> list[Request]:
         if have and want and have.sound:
             difference = self._between(have.services, want.services)
-            self._left[want.sandbox] = {**self._left.get(want.sandbox, {}), **difference.left}
+            if difference.left:
+                self._left[want.sandbox] = {**self._left.get(want.sandbox, {}), **difference.left}
             return nft.change(want.namespace, difference, want.turn)
         removed = nft.remove(have.namespace) if have else []
         return [*removed, *nft.create(want.namespace, want.services, want.turn)] if want else removed
@@ -142,15 +152,13 @@ class NetlinkSandboxes:
             self._difference = known = (have, want, nft.Difference.between(have, want))
         return known[2]
 
-    def _forget_connections(self) -> None:
-        for sandbox, left in self._left.items():
-            if left:
-                try:
-                    count = conntrack.forget(self._enter(sandbox), left)
-                    log.debug("%s: %d connections forgotten", sandbox, count)
-                except OSError as failure:
-                    log.debug("%s: connections are left as they are: %s", sandbox, failure)
-        self._left.clear()
+    def _forget_connections(self, sandbox: str, left: conntrack.Gone) -> None:
+        try:
+            count = conntrack.forget(self._enter(sandbox), left)
+        except OSError as failure:
+            log.debug("%s: connections are left as they are: %s", sandbox, failure)
+        else:
+            log.debug("%s: %d connections forgotten", sandbox, count)
 
     def _enter(self, sandbox: str) -> Channel:
         if sandbox in self._open:

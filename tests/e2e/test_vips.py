@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.containers import DRIVER, Container, Playground, eventually
+from tests.e2e.containers import DRIVER, IMAGE, Container, Playground, eventually
 from tests.lab import Host
 
 WHO = r"printf '#!/bin/sh\necho; echo $(hostname -i) $REMOTE_ADDR\n' >/www/cgi-bin/who"
@@ -194,6 +194,16 @@ def test_from_everywhere_every_task_of_every_service(ground: Playground) -> None
     assert client.exec("wget", "-qO-", f"http://{services[0][0]}/cgi-bin/who")
     assert eventually(lambda: client.resolves(dnsrr) == plain, 40)
     assert all(client.pings(address) for address in plain)
+
+
+def test_the_first_thing_that_a_container_does(ground: Playground) -> None:
+    """Its table is there before its program starts; before Engine 28 the namespace comes only after Join."""
+    it = web(ground, 2)
+    url = f"http://{it.vip}/cgi-bin/who"
+    for host in ground.lab.hosts:
+        for _ in range(3):
+            argv = ["run", "--rm", "--network", it.network, IMAGE, "wget", "-T", "2", "-qO-", url]
+            assert host.docker(*argv, timeout=90).split()[0] in it.wait(2), host
 
 
 def test_a_service_through_its_life_under_requests(ground: Playground) -> None:

@@ -52,15 +52,15 @@ class Machine:
         parsed = ip_network(prefix)
         self.service.create_network(network, {"vni": str(vni)}, [Subnet(parsed, parsed[1])], internal=False)
 
-    def attach(self, network: str, address: str) -> Space:
+    def attach(self, network: str, address: str, length: int = 24) -> Space:
         """Start a container, as the engine does."""
         endpoint = endpoint_id(network, address)
-        self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/24")], None, {})
+        self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/{length}")], None, {})
         space = Space(netns.create())
         self.containers.append(space)
         self.service.join(network, endpoint, space.path)
         self.host.run(f"ip link set {container_name(EndpointId(endpoint))} netns {space.path} name eth0")
-        space.run(f"ip address add {address}/24 dev eth0; ip link set eth0 up")
+        space.run(f"ip address add {address}/{length} dev eth0; ip link set eth0 up")
         return space
 
     def stop(self) -> None:

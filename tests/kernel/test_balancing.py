@@ -196,6 +196,8 @@ def test_a_connection_keeps_its_task(world: World) -> None:
         assert ask(world.client, VIP)[0] == TASKS[0]
         client.sendall(b"still here")
         assert there.recv(100) == b"still here"
+        known = world.client.run("conntrack -L -p tcp --dport 81").split()
+        assert int(known[2]) > 20 * 60, "seconds for which it may be idle"
         there.close()
 
 
