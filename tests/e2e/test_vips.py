@@ -199,11 +199,11 @@ def test_from_everywhere_every_task_of_every_service(ground: Playground) -> None
 def test_the_first_thing_that_a_container_does(ground: Playground) -> None:
     """Its table is there before its program starts; before Engine 28 the namespace comes only after Join."""
     it = web(ground, 2)
-    url = f"http://{it.vip}/cgi-bin/who"
+    url, tasks = f"http://{it.vip}/cgi-bin/who", it.wait(2)
     for host in ground.lab.hosts:
         for _ in range(3):
             argv = ["run", "--rm", "--network", it.network, IMAGE, "wget", "-T", "2", "-qO-", url]
-            assert host.docker(*argv, timeout=90).split()[0] in it.wait(2), host
+            assert host.docker(*argv, timeout=90).split()[0] in tasks, host
 
 
 def test_a_service_through_its_life_under_requests(ground: Playground) -> None:
