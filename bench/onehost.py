@@ -25,7 +25,7 @@ from bench.scene import ROOT as FOLDER
 from driver.control import EndpointRecord, NodeRecord
 from driver.control.claims import Claim, Put, Withdraw
 from driver.control.etcd_client import EtcdClient
-from driver.control.records import ROOT, encode_endpoint, encode_node, endpoint_key, node_key, prefix
+from driver.control.records import ROOT, encode_endpoint, encode_node, endpoint_key, endpoints_of, node_key
 from driver.control.tls import PlainSessions
 from driver.desired import container_name, namespace_name, vxlan_name
 from driver.kernel import links, netns, rows
@@ -93,7 +93,7 @@ class Others:
     def read(self, network: NetworkId) -> float:
         """Read all of a network, as a host does that comes to it; return the seconds that it took."""
         began = time.perf_counter()
-        self._client.read({prefix(network): 0})
+        self._client.read({endpoints_of(network): 0})
         return time.perf_counter() - began
 
     def clear(self) -> None:

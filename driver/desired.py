@@ -120,7 +120,8 @@ def publication(state: State) -> Publication:
         for interface in e.interfaces
     }
     node = NodeRecord(host.id, host.vtep) if host.vtep is not None else None
-    return Publication(node, frozenset(claims.values()) if node else frozenset(), frozenset(state.networks))
+    endpoints = frozenset(claims.values()) if node else frozenset()
+    return Publication(node, endpoints, frozenset(state.networks), state.offer)
 
 
 def _segment(state: State, network: Network, segment: Segment, mtu: int) -> Iterator[KernelObject]:

@@ -196,6 +196,7 @@ def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
         "interfaces": [str(interface) for interface in endpoint.interfaces],
         "mac": endpoint.mac,
         "phase": endpoint.phase.value,
+        "sandbox": endpoint.sandbox,
     }
 
 
@@ -206,6 +207,7 @@ def _read_endpoint(item: dict[str, Any]) -> Endpoint:
         tuple(ip_interface(text) for text in item["interfaces"]),
         Mac(item["mac"]),
         Phase(item["phase"]),
+        item.get("sandbox", ""),  # of a version that did not know it
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from driver.objects import (
     FLOOD_MAC,
     WRONG_MTU,
+    Balancer,
     Bridge,
     BridgeAddress,
     FdbEntry,
@@ -67,6 +68,8 @@ def _text(op: Op) -> str:
             return f"the pin of namespace {name} was gone"
         case Set(want, None):
             return f"{_name(want)} was gone"
+        case Set(Balancer(), Balancer()):
+            return f"{_name(op.want)} was changed"
         case Set(want, have) if have is not None:
             return f"{_name(want)}: {', '.join(_differences(want, have))}"
     raise TypeError(f"not an operation: {op}")
@@ -88,9 +91,14 @@ def _name(obj: KernelObject) -> str:
             return obj.name
         case BridgeAddress():
             return f"address {obj.interface} of {obj.device}"
-        case FdbEntry() if obj.mac == FLOOD_MAC:
-            return f"replication to {obj.vtep} on {obj.device}"
-        case FdbEntry():
-            return f"FDB {obj.mac} on {obj.device}"
-        case Neighbour():
-            return f"neighbour {obj.address} on {obj.device}"
+        case FdbEntry() | Neighbour():
+            return _row(obj)
+        case Balancer():
+            return f"table {obj.namespace} in {obj.sandbox}"
+
+
+def _row(row: FdbEntry | Neighbour) -> str:
+    if isinstance(row, Neighbour):
+        return f"neighbour {row.address} on {row.device}"
+    what = f"replication to {row.vtep}" if row.mac == FLOOD_MAC else f"FDB {row.mac}"
+    return f"{what} on {row.device}"

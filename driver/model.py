@@ -71,6 +71,8 @@ class Endpoint:
     """Its addresses with the prefix length of their subnets: IPv4 first, then IPv6."""
     mac: Mac
     phase: Phase = Phase.CREATED
+    sandbox: str = ""
+    """The container's namespace, by the path that the engine said at Join; it may come only after that."""
 
     @property
     def addresses(self) -> frozenset[Address]:

@@ -14,6 +14,7 @@ port (veth)        likewise; the alias names endpoint and addresses for a human 
 FDB row            on a VXLAN device of ours, ``self``, permanent, with a destination
 neighbour          on a VXLAN device of ours, permanent
 address            on a bridge of ours, scope global
+balancer           in a container's namespace, a table of nftables named as our namespaces
 =================  ====================================================================
 """
 
@@ -54,10 +55,14 @@ class Kind(IntEnum):
     PORT = 4
     FDB = 5
     NEIGHBOUR = 6
+    BALANCER = 7
 
 
 SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
 """What every container of a network needs."""
+
+Services: TypeAlias = Mapping[Address, tuple[Address, ...]]
+"""Virtual addresses and the backends of each, in order."""
 
 Key: TypeAlias = tuple[Kind, str, str, str]
 """(kind, namespace, device, rest)"""
@@ -194,15 +199,38 @@ class Neighbour(NamedTuple):
         return (Kind.NEIGHBOUR, self.namespace, self.device, self.address.packed.hex())
 
 
+@dataclass(frozen=True, slots=True)
+class Balancer:
+    """The services of one network in a container's own namespace: destination NAT for what it sends.
+
+    Connections to a virtual address go to its backends in turn; where there is none they are refused.
+    """
+
+    sandbox: str
+    """The container's namespace, by the path that the engine gave."""
+    namespace: str
+    """The network's, whose name the table bears."""
+    services: Services
+    turn: int = field(default=0, compare=False)
+    """With which backend to begin: not all containers with the same one."""
+    sound: bool = True
+    """No wish has False; the kernel may, after a careless hand."""
+
+    @property
+    def key(self) -> Key:
+        """Identity: sandbox and network."""
+        return (Kind.BALANCER, self.sandbox, self.namespace, "")
+
+
 Row: TypeAlias = FdbEntry | Neighbour
-KernelObject: TypeAlias = Namespace | Bridge | BridgeAddress | Vxlan | Port | Row
+KernelObject: TypeAlias = Namespace | Bridge | BridgeAddress | Vxlan | Port | Row | Balancer
 KernelState: TypeAlias = Mapping[Key, KernelObject]
 
 
 def parent(obj: KernelObject) -> Key | None:
-    """Return the key of the object that takes *obj* with it when it goes; None for a namespace."""
+    """Return the key of the object that takes *obj* with it when it goes; None when there is none of ours."""
     match obj:
-        case Namespace():
+        case Namespace() | Balancer():
             return None
         case Bridge() | Vxlan() | Port():
             return (Kind.NAMESPACE, obj.namespace, "", "")

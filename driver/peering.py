@@ -12,6 +12,7 @@ from driver.control import ControlPlane, Publication, View
 from driver.desired import publication
 from driver.peers import merge, overdue, settle, too_many_stale
 from driver.probe import answering
+from driver.services import heard
 from driver.state import State
 from driver.store import Store
 from driver.values import Address
@@ -78,7 +79,10 @@ class Peering:
 
     def _merged(self, state: State) -> State:
         peers = merge(state.peers, self._view, state.host.id, state.networks, self._clock())
-        return state if peers == state.peers else replace(state, peers=peers)
+        services = heard(state.services, self._view, state.networks)
+        if peers == state.peers and services == state.services:
+            return state
+        return replace(state, peers=peers, services=services)
 
     def _tick(self) -> None:
         while not self._stopped.wait(_TICK):

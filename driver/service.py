@@ -32,6 +32,7 @@ from driver.state import (
     vnis_in_use,
     with_allocation,
     with_endpoint,
+    with_join,
     with_network,
     with_phase,
     without_allocation,
@@ -215,7 +216,7 @@ class OverlayService:
                 "Swarm; wait for it, or set PYOVERLAY_VTEP to one of the host's addresses"
             )
         log.debug("endpoint %s joins sandbox %s", endpoint_id, sandbox)
-        revision = self._store.update(lambda s: _joining(s, network_id, endpoint_id))
+        revision = self._store.update(lambda s: with_join(s, s.endpoint(network_id, endpoint_id), sandbox))
         try:
             self._engine.wait(network_id, revision, KERNEL_DEADLINE, port_name(endpoint_id))
         except KernelError:
@@ -318,10 +319,6 @@ class OverlayService:
             self._engine.wait(network, revision, KERNEL_DEADLINE)
         except DriverError as error:
             log.warning("%s: network %s: %s; trying on", call, network, error)
-
-
-def _joining(state: State, network: NetworkId, endpoint: EndpointId) -> State:
-    return with_phase(state, state.endpoint(network, endpoint), Phase.JOINED, joining=True)
 
 
 def _handed_over(state: State, endpoint: EndpointId) -> State:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from driver.control import Offer, ServiceRecord
 from driver.errors import NotFound
 from driver.model import Endpoint, Host, Network, Peers, Phase
 from driver.values import Address, EndpointId, NetworkId, Vni
@@ -16,7 +17,10 @@ _V = TypeVar("_V")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that this host should be. *joining*, *doubtful* and *peers* are soft, the rest on disk."""
+    """Everything that this host should be.
+
+    *joining*, *doubtful*, *peers*, *services* and *offer* are soft, the rest is on disk.
+    """
 
     host: Host
     networks: Mapping[NetworkId, Network] = field(default_factory=dict)
@@ -35,6 +39,10 @@ class State:
     when they have been doubtful for longer than the engine repeats a call.
     """
     peers: Peers = field(default_factory=Peers)
+    services: Mapping[NetworkId, Mapping[Address, ServiceRecord]] = field(default_factory=dict)
+    """By virtual address, as the Swarm's leader said last; without networks of which it has not spoken."""
+    offer: Offer | None = None
+    """What we say as the Swarm's leader: nothing when another leads, None while that is not known."""
 
     def network(self, network: NetworkId) -> Network:
         """Return a network; raise NotFound with what to do."""
@@ -134,14 +142,22 @@ def without_endpoint(state: State, endpoint: EndpointId) -> State:
     )
 
 
-def with_phase(state: State, endpoint: Endpoint, phase: Phase, *, joining: bool = False) -> State:
-    """Move an endpoint to another phase. One that is *joining* gets a new port and is not gone."""
-    this = {endpoint.id}
+def with_phase(state: State, endpoint: Endpoint, phase: Phase) -> State:
+    """Move an endpoint to another phase."""
     moved = {**state.endpoints, endpoint.id: replace(endpoint, phase=phase)}
-    if not joining:
-        return replace(state, endpoints=moved, joining=state.joining - this)
-    doubtful = state.doubtful - this - {endpoint.network}
-    return replace(state, endpoints=moved, joining=state.joining | this, doubtful=doubtful)
+    return replace(state, endpoints=moved, joining=state.joining - {endpoint.id})
+
+
+def with_join(state: State, endpoint: Endpoint, sandbox: str) -> State:
+    """Have an endpoint join *sandbox*: it gets a new port and is not gone."""
+    this = {endpoint.id}
+    joined = replace(endpoint, phase=Phase.JOINED, sandbox=sandbox)
+    return replace(
+        state,
+        endpoints={**state.endpoints, endpoint.id: joined},
+        joining=state.joining | this,
+        doubtful=state.doubtful - this - {endpoint.network},
+    )
 
 
 def with_doubt(state: State, endpoints: Iterable[EndpointId]) -> State:

@@ -123,6 +123,11 @@ class Settings(BaseModel):
         """Whether this is the managed plugin: only its image has the host's /run in that place."""
         return self.run_dir == _PLUGIN_RUN_DIR
 
+    def host_path(self, path: str) -> Path:
+        """Return where this process sees a path of the host's that is below /run."""
+        below = path.removeprefix("/var")
+        return self.run_dir / below.removeprefix("/run/") if below.startswith("/run/") else Path(path)
+
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Read the settings from *environ*.

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from flask import Flask
 
+from driver.balancing import Balancing
 from driver.control import ControlPlane
 from driver.control.etcd import EtcdControlPlane
 from driver.control.memory import MemoryControlPlane
@@ -17,6 +18,7 @@ from driver.control.tls import TlsSessions
 from driver.disk import FileDisk
 from driver.engine import Engine
 from driver.kernel.netlink import NetlinkKernel
+from driver.kernel.sandboxes import NetlinkSandboxes
 from driver.peering import Peering
 from driver.service import OverlayService
 from driver.store import Store
@@ -24,6 +26,7 @@ from driver.swarm.census import Census
 from driver.swarm.engine import Engine as EngineApi
 from driver.swarm.etcd_server import EtcdSettings
 from driver.swarm.identity import swarm_credentials
+from driver.swarm.services import ServiceWatch
 from driver.swarm.store import SwarmStore
 from driver.values import Prefix
 from ipam.service import IpamService
@@ -67,6 +70,8 @@ class Runtime:
         self._engine = Engine(self._store, NetlinkKernel(self._netns_dir))
         self._api = EngineApi(settings.run_dir / "docker.sock")
         self._census = Census(self._store, self._api)
+        self._balancing = Balancing(self._store, NetlinkSandboxes(settings.host_path))
+        self._services = ServiceWatch(self._store, self._api) if self._scope == "global" else None
         self._swarm: SwarmStore | None = None
         self._peering = Peering(self._store, self._control_plane())
         self._overlay = OverlayService(
@@ -98,6 +103,9 @@ class Runtime:
             self._swarm.start()
         self._peering.start()
         self._census.start()
+        self._balancing.start()
+        if self._services:
+            self._services.start()
         if self._settings.scope == "auto":
             self._watcher.start()
         return create_app(self._overlay, self._ipam)
@@ -106,6 +114,9 @@ class Runtime:
         """Stop the threads; networks and containers go on. Who has left the Swarm withdraws."""
         self._stopped.set()
         self._census.stop()
+        if self._services:
+            self._services.stop()
+        self._balancing.stop()
         self._peering.stop(leave=scope_of(self._settings) != self._scope)
         if self._swarm:
             self._swarm.stop()

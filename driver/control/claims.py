@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from driver.control.records import Unreadable, decode_endpoint, prefix
+from driver.control.records import Scope, Unreadable, owner_of
 from driver.control.table import Entry
-from driver.values import NetworkId, NodeId
+from driver.values import NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ Claim = Put | Withdraw
 
 
 class Claims:
-    """The endpoint records of one node."""
+    """Records of one node, of one kind."""
 
     def __init__(self, node: NodeId) -> None:
         self._node = node
@@ -94,18 +94,21 @@ class Claims:
             if ours or self._is_wished(entry.key) or entry.key in self._held:
                 self._told(entry.key, entry.value, entry.revision, ours)
 
-    def read(self, network: NetworkId, entries: Collection[Entry], revision: int) -> None:
-        """Take in a whole network as of *revision*: what of ours is not there is gone."""
+    def read(self, scope: Scope, entries: Collection[Entry], revision: int) -> None:
+        """Take in a whole scope as of *revision*: what of ours is not there is gone."""
         there = {entry.key for entry in entries}
-        start = prefix(network)
-        ours = {key for key in {*(self._wish or {}), *self._held} if key.startswith(start)}
+        ours = {key for key in {*(self._wish or {}), *self._held} if key.startswith(scope)}
         self.seen(Entry(entry.key, entry.value, revision) for entry in entries)
         self.seen(Entry(key, None, revision) for key in ours - there)
 
-    def restart(self) -> None:
-        """Begin with a store that is new: who held an address claims it again, who had yielded has not."""
+    def restart(self, *, insist: bool = True) -> None:
+        """Begin with a store that is new: who held a key claims it again, who had yielded has not.
+
+        Who does not *insist* puts it only where nothing is.
+        """
         lost = list(self._held)
-        self._fresh |= self._held.keys() & (self._wish or {}).keys()
+        if insist:
+            self._fresh |= self._held.keys() & (self._wish or {}).keys()
         self._held.clear()
         self._revision.clear()
         for key in lost:
@@ -115,10 +118,10 @@ class Claims:
         return self._wish is not None and key in self._wish
 
     def _is_ours(self, key: str, value: str) -> bool:
-        if self._node not in value:  # spares reading the records of all the others a second time
+        if self._node not in value and self._node not in key:  # spares reading all the others' once more
             return False
         try:
-            return decode_endpoint(key, value).node == self._node
+            return owner_of(key, value) == self._node
         except Unreadable:
             return False
 

@@ -13,18 +13,18 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from driver.control import Publication, View
 from driver.control.etcd_client import EtcdClient, EtcdError, Snapshot, Watch
 from driver.control.etcd_publisher import EtcdPublisher
 from driver.control.exchange import Exchange, Link
-from driver.control.records import Scope, prefix, scope_of
+from driver.control.records import NODES, Scope, scope_of
 from driver.control.table import Entry
 from driver.control.tls import PlainSessions, Sessions
 from driver.errors import StoreUnavailable
-from driver.values import NodeId
+from driver.values import NetworkId, NodeId
 
 log = logging.getLogger(__name__)
 
@@ -164,10 +164,10 @@ class EtcdControlPlane:
         while not self._exchange.stopping:
             with self._exchange.changed:
                 ledger = self._exchange.ledger
-                scopes: list[Scope] = [None, *ledger.followed()]
+                scopes = [NODES, *ledger.followed()]
                 kept = link.since.keys() & (set(scopes) - ledger.unread())
                 link.since = {scope: link.since[scope] for scope in kept}
-            watch = client.watch([prefix(scope) for scope in scopes])
+            watch = client.watch(scopes)
             try:
                 self._follow(client, link, watch, scopes)
             except EtcdError:
@@ -205,21 +205,21 @@ class EtcdControlPlane:
 
     def _catch_up(self, client: EtcdClient, link: Link, scopes: Sequence[Scope]) -> None:
         """Read *scopes*: whole, or what has changed where they were read over this link before."""
-        snapshot = client.read({prefix(scope): link.since.get(scope, 0) for scope in scopes})
+        snapshot = client.read({scope: link.since.get(scope, 0) for scope in scopes})
         torn = [scope for scope in scopes if not self._take_snapshot(link, snapshot, scope)]
         if torn:  # keys are gone, and only a whole reading tells which
-            snapshot = client.read({prefix(scope): 0 for scope in torn})
+            snapshot = client.read(dict.fromkeys(torn, 0))
             for scope in torn:
                 del link.since[scope]
                 self._take_snapshot(link, snapshot, scope)
 
     def _take_snapshot(self, link: Link, snapshot: Snapshot, scope: Scope) -> bool:
         """Take in what *snapshot* says of *scope*; return False when that was not enough."""
-        extent = snapshot.extents[prefix(scope)]
+        extent = snapshot.extents[scope]
         with self._exchange.changed:
             ledger = self._exchange.ledger
             self._check_store(link, snapshot)
-            if scope is not None and scope not in ledger.followed():
+            if scope != NODES and scope not in ledger.followed():
                 return True
             if scope not in link.since:
                 ledger.read(scope, extent.entries, snapshot.revision)
@@ -288,6 +288,10 @@ def _same(one: View, other: View) -> bool:
     return (
         one.connected == other.connected
         and one.nodes is other.nodes
-        and one.endpoints.keys() == other.endpoints.keys()
-        and all(one.endpoints[network] is other.endpoints[network] for network in one.endpoints)
+        and _same_maps(one.endpoints, other.endpoints)
+        and _same_maps(one.services, other.services)
     )
+
+
+def _same_maps(one: Mapping[NetworkId, object], other: Mapping[NetworkId, object]) -> bool:
+    return one.keys() == other.keys() and all(one[network] is other[network] for network in one)

@@ -9,11 +9,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
-from driver.control import EndpointRecord, Publication, View
+from driver.control import EndpointRecord, Offer, Publication, View
 from driver.control.claims import Claim, Claims, Put, Withdraw
-from driver.control.records import Scope, encode_endpoint, encode_node, endpoint_key, node_key, scope_of
+from driver.control.records import (
+    NODES,
+    Scope,
+    encode_endpoint,
+    encode_leader,
+    encode_node,
+    encode_service,
+    endpoint_key,
+    endpoints_of,
+    is_leader_key,
+    is_services,
+    leader_key,
+    node_key,
+    scope_of,
+    service_key,
+    services_of,
+)
 from driver.control.table import Entry, Table
-from driver.values import NetworkId, NodeId
+from driver.values import NodeId
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +39,16 @@ class Ledger:
 
     def __init__(self, node: NodeId) -> None:
         self.table = Table()
+        self._node = node
         self._claims = Claims(node)
+        self._services = Claims(node)
+        self._leads = Claims(node)
+        """The keys that make our services count."""
         self._publication = Publication()
+        self._offer: Offer | None = None
         self._lines: dict[EndpointRecord, tuple[str, str]] = {}
-        self._networks: frozenset[NetworkId] = frozenset()
-        """Of the wish: those to follow, and those of its endpoints."""
+        self._scopes: frozenset[Scope] = frozenset()
+        """Of the wish: those to follow, and those of its records."""
         self._node_key = node_key(node)
         self._node_entry = Entry(self._node_key, None, 0)
         self._node_lease: int | None = None
@@ -36,21 +57,25 @@ class Ledger:
     def wish(self, publication: Publication) -> None:
         """Replace the wish."""
         self._publication = publication
-        self._networks = publication.networks | {e.network for e in publication.endpoints}
+        networks = publication.networks | {e.network for e in publication.endpoints}
+        offered = publication.networks | (publication.offer or {}).keys()
+        self._scopes = frozenset([*map(endpoints_of, networks), *map(services_of, offered)])
         self._lines = {e: self._lines.get(e) or _line(e) for e in publication.endpoints}
         self._claims.wish(dict(self._lines.values()))
-        for network in self.table.endpoints.keys() - self.followed():
-            self.table.forget(network)
+        if publication.offer is not None and publication.offer is not self._offer:
+            self._offer = publication.offer
+            self._wish_services(publication.offer)
+        for scope in self.table.known - self.followed():
+            self.table.forget(scope)
 
-    def followed(self) -> frozenset[NetworkId]:
-        """Return the networks to read and watch: those wished, and those where we have records."""
-        return self._networks | {
-            scope for k in self._claims.leftovers() if (scope := scope_of(k)) is not None
-        }
+    def followed(self) -> frozenset[Scope]:
+        """Return what to read and watch beside the nodes: the wished networks, and where we have records."""
+        kinds = (self._claims, self._services, self._leads)
+        return self._scopes | {scope_of(key) for claims in kinds for key in claims.leftovers()}
 
-    def unread(self) -> frozenset[NetworkId]:
-        """Return those of the followed networks of which nothing is known yet."""
-        return self.followed() - self.table.endpoints.keys()
+    def unread(self) -> frozenset[Scope]:
+        """Return what is to be followed and has not been read yet."""
+        return self.followed() - self.table.known
 
     def view(self, connected: bool) -> View:
         """Return what the user of the back end is to know."""
@@ -59,13 +84,19 @@ class Ledger:
     def restart(self) -> None:
         """Begin with a store that is new; what was known of the old one is kept to be compared."""
         self._claims.restart()
+        self._services.restart()
+        self._leads.restart(insist=False)  # this may be the store of a leader that has come after us
         self._node_entry = Entry(self._node_key, None, 0)
         self._node_lease = None
 
     def read(self, scope: Scope, entries: Collection[Entry], revision: int) -> None:
         """Take in a whole scope as of *revision*."""
         self.table.load(scope, entries)
-        if scope is not None:
+        if is_services(scope):
+            self._services.read(scope, [e for e in entries if not is_leader_key(e.key)], revision)
+            self._leads.read(scope, [e for e in entries if is_leader_key(e.key)], revision)
+            return
+        if scope != NODES:
             self._claims.read(scope, entries, revision)
             return
         mine = next((e.value for e in entries if e.key == self._node_key), None)
@@ -74,18 +105,28 @@ class Ledger:
     def seen(self, entries: Collection[Entry]) -> None:
         """Take in changes, in the order in which the store told them."""
         self.table.apply(entries)
-        self._claims.seen(entries)
         for entry in entries:
             if entry.key == self._node_key:
                 self._told_node(entry)
+            elif not entry.key.startswith(NODES):
+                self._kind_of(entry.key).seen([entry])
 
     def pending(self, limit: int) -> list[Claim]:
-        """Return the next endpoint records to put or to withdraw."""
-        return self._claims.pending(limit)
+        """Return the next records to put or to withdraw.
+
+        What makes our services count is put when they are all there, and goes before they do.
+        """
+        leads = self._leads.pending(limit)
+        return (
+            self._claims.pending(limit)
+            or [claim for claim in leads if isinstance(claim, Withdraw)]
+            or self._services.pending(limit)
+            or leads
+        )
 
     def answered(self, claim: Claim, done: bool, revision: int) -> None:
         """Take in the answer to one of them."""
-        self._claims.answered(claim, done, revision)
+        self._kind_of(claim.key).answered(claim, done, revision)
 
     def pending_node(self, lease: int) -> Claim | None:
         """Return what to do about the node record, once all endpoint records are in."""
@@ -115,7 +156,18 @@ class Ledger:
 
     def settled(self, lease: int) -> bool:
         """Tell whether the store agrees with the wish and every followed network was read."""
-        return self._claims.settled() and self.pending_node(lease) is None and not self.unread()
+        return not self.pending(1) and self.pending_node(lease) is None and not self.unread()
+
+    def _wish_services(self, offer: Offer) -> None:
+        records = (record for some in offer.values() for record in some)
+        self._services.wish({service_key(self._node, record): encode_service(record) for record in records})
+        self._leads.wish({})  # who has news to tell leads, whoever has claimed so meanwhile
+        self._leads.wish({leader_key(network): encode_leader(self._node) for network in offer})
+
+    def _kind_of(self, key: str) -> Claims:
+        if is_leader_key(key):
+            return self._leads
+        return self._services if is_services(Scope(key)) else self._claims
 
     def _node_value(self) -> str | None:
         node = self._publication.node

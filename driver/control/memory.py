@@ -14,7 +14,7 @@ from collections.abc import Callable
 from driver.control import Publication, View
 from driver.control.claims import Claim, Put, Withdraw
 from driver.control.ledger import Ledger
-from driver.control.records import Scope, node_key, prefix
+from driver.control.records import NODES, Scope, node_key
 from driver.control.table import Entry
 from driver.values import NodeId
 
@@ -71,9 +71,8 @@ class MemoryStore:
 
     def read(self, scope: Scope) -> tuple[list[Entry], int]:
         """Return all entries of *scope* and the revision as of which they are all."""
-        start = prefix(scope)
         with self._lock:
-            return [e for key, e in self._data.items() if key.startswith(start)], self._revision
+            return [e for key, e in self._data.items() if key.startswith(scope)], self._revision
 
     def dump(self) -> dict[str, str]:
         """Return all keys and values."""
@@ -163,7 +162,7 @@ class MemoryControlPlane:
     def cut(self, cut: bool) -> None:
         """Cut this plane alone off from the store, or let it back; its lease ends meanwhile."""
         self._cut = cut
-        for entry in self._store.read(None)[0]:
+        for entry in self._store.read(NODES)[0]:
             if cut and entry.key == node_key(self._node):
                 self._store.do(Withdraw(entry.key, entry.value or ""))
         self._dirty.set()
@@ -205,7 +204,7 @@ class MemoryControlPlane:
         return self._ledger.view(connected=True)
 
     def _read(self) -> None:
-        for scope in (None, *self._ledger.followed()):
+        for scope in (NODES, *self._ledger.followed()):
             entries, revision = self._store.read(scope)
             self._ledger.read(scope, entries, revision)
 

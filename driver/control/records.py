@@ -4,6 +4,8 @@
 
     /pyoverlay/v1/nodes/<node>                    under the node's lease
     /pyoverlay/v1/endpoints/<network>/<address>   without one: a hiccup of a lease removes nobody
+    /pyoverlay/v1/services/<network>/<node>/<vip> what a Swarm leader knows, without a lease
+    /pyoverlay/v1/services/<network>/leader       whose services count: put once all of them are there
 
 Values are JSON objects. A reader ignores fields that it does not know, so a newer host
 may add some; a change that an older reader would get wrong needs a new version in the key.
@@ -15,27 +17,45 @@ import json
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from socket import inet_aton, inet_ntoa
-from typing import Final, TypeAlias
+from typing import Final, NewType
 
-from driver.control import EndpointRecord, NodeRecord
+from driver.control import EndpointRecord, NodeRecord, ServiceRecord
 from driver.errors import BadRequest
 from driver.values import Address, EndpointId, NetworkId, NodeId, parse_id, parse_mac
 
 ROOT: Final = "/pyoverlay/v1/"
-NODES: Final = ROOT + "nodes/"
-ENDPOINTS: Final = ROOT + "endpoints/"
 
-Scope: TypeAlias = NetworkId | None
-"""A part of the store that is read and watched as a whole: one network, or (None) the nodes."""
+Scope = NewType("Scope", str)
+"""A part of the store that is read and watched as a whole: what its keys begin with."""
+
+NODES: Final = Scope(ROOT + "nodes/")
+_ENDPOINTS: Final = ROOT + "endpoints/"
+_SERVICES: Final = ROOT + "services/"
+_LEADER: Final = "leader"
 
 
 class Unreadable(Exception):
     """A key or a value that this version of the program cannot make sense of."""
 
 
-def prefix(scope: Scope) -> str:
-    """Return what the keys of *scope* begin with."""
-    return NODES if scope is None else f"{ENDPOINTS}{scope}/"
+def endpoints_of(network: NetworkId) -> Scope:
+    """Return where the endpoints of a network are."""
+    return Scope(f"{_ENDPOINTS}{network}/")
+
+
+def services_of(network: NetworkId) -> Scope:
+    """Return where the services of a network are."""
+    return Scope(f"{_SERVICES}{network}/")
+
+
+def is_services(scope: Scope) -> bool:
+    """Tell whether *scope* holds services."""
+    return scope.startswith(_SERVICES)
+
+
+def network_of(scope: Scope) -> NetworkId:
+    """Return the network that *scope* is about; the nodes are about none."""
+    return NetworkId(scope.split("/")[4])
 
 
 def node_key(node: NodeId) -> str:
@@ -45,17 +65,32 @@ def node_key(node: NodeId) -> str:
 
 def endpoint_key(network: NetworkId, address: Address) -> str:
     """Return the key of an address."""
-    return f"{prefix(network)}{address}"
+    return f"{endpoints_of(network)}{address}"
+
+
+def service_key(node: NodeId, record: ServiceRecord) -> str:
+    """Return the key under which *node* says what it knows of a service."""
+    return f"{services_of(record.network)}{node}/{record.vip}"
+
+
+def leader_key(network: NetworkId) -> str:
+    """Return the key that tells whose services count."""
+    return f"{services_of(network)}{_LEADER}"
+
+
+def is_leader_key(key: str) -> bool:
+    """Tell whether *key* is one that tells whose services count."""
+    return key.startswith(_SERVICES) and key.split("/")[5:] == [_LEADER]
 
 
 def scope_of(key: str) -> Scope:
     """Return the scope that *key* belongs to; raise Unreadable for a key that is none of ours."""
     if key.startswith(NODES):
-        return None
-    network, slash, _ = key.removeprefix(ENDPOINTS).partition("/")
-    if not key.startswith(ENDPOINTS) or not slash:
+        return NODES
+    parts = key.split("/")
+    if not key.startswith((_ENDPOINTS, _SERVICES)) or len(parts) < 6:
         raise Unreadable(f"{key} is no key of pyoverlay's")
-    return NetworkId(network)
+    return Scope("/".join(parts[:5]) + "/")
 
 
 @lru_cache(maxsize=16)
@@ -87,6 +122,16 @@ def encode_endpoint(record: EndpointRecord) -> str:
     return _dump({"mac": record.mac, "node": record.node, "endpoint": record.endpoint})
 
 
+def encode_service(record: ServiceRecord) -> str:
+    """Return the value of a service's key: equal records give equal text."""
+    return _dump({"name": record.name, "backends": [str(backend) for backend in record.backends]})
+
+
+def encode_leader(node: NodeId) -> str:
+    """Return the value of the key that tells whose services count."""
+    return _dump({"node": node})
+
+
 def decode_node(key: str, value: str) -> NodeRecord:
     """Read a host's record; raise Unreadable when it is none."""
     fields = _load(key, value)
@@ -100,10 +145,10 @@ def decode_node(key: str, value: str) -> NodeRecord:
 def decode_endpoint(key: str, value: str) -> EndpointRecord:
     """Read an address's record; raise Unreadable when it is none."""
     fields = _load(key, value)
-    network = scope_of(key)
+    network = network_of(scope_of(key))
     try:
         return EndpointRecord(
-            network=NetworkId(_shared_id("network", network or "")),
+            network=NetworkId(_shared_id("network", network)),
             address=address_of(key),
             mac=parse_mac("mac", _text(fields, "mac")),
             node=NodeId(_shared_id("node", _text(fields, "node"))),
@@ -119,7 +164,50 @@ def _shared_id(field: str, text: str) -> str:
     return parse_id(field, text)
 
 
-def _dump(fields: dict[str, str]) -> str:
+def decode_service(key: str, value: str) -> ServiceRecord:
+    """Read a service's record; raise Unreadable when it is none."""
+    fields = _load(key, value)
+    try:
+        backends = fields.get("backends")
+        if not isinstance(backends, list):
+            raise ValueError("backends are missing")
+        return ServiceRecord(
+            network=NetworkId(parse_id("network", network_of(scope_of(key)))),
+            vip=address_of(key),
+            name=_text(fields, "name"),
+            backends=tuple(ip_address(str(backend)) for backend in backends),
+        )
+    except (BadRequest, ValueError) as error:
+        raise Unreadable(f"{key}: {error}") from None
+
+
+def decode_leader(key: str, value: str) -> NodeId:
+    """Read whose services count; raise Unreadable when it does not say."""
+    fields = _load(key, value)
+    try:
+        return NodeId(parse_id("node", _text(fields, "node")))
+    except (BadRequest, ValueError) as error:
+        raise Unreadable(f"{key}: {error}") from None
+
+
+def owner_of(key: str, value: str) -> NodeId:
+    """Return the node that has written a record of a network; raise Unreadable when none can be told."""
+    if is_leader_key(key):
+        return decode_leader(key, value)
+    if key.startswith(_SERVICES):
+        return speaker_of(key)
+    return decode_endpoint(key, value).node
+
+
+def speaker_of(key: str) -> NodeId:
+    """Return the node that says what is in a service's record."""
+    parts = key.split("/")
+    if len(parts) != 7:
+        raise Unreadable(f"{key} is no key of pyoverlay's")
+    return NodeId(parts[5])
+
+
+def _dump(fields: dict[str, object]) -> str:
     return json.dumps(fields, separators=(",", ":"))
 
 

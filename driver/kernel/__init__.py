@@ -61,3 +61,29 @@ class Kernel(Protocol):
 
     def close(self) -> None:
         """Give back sockets and descriptors; the kernel objects stay."""
+
+
+class Sandboxes(Protocol):
+    """What the balancing needs of a kernel: our tables in containers' own namespaces. One thread calls it."""
+
+    def read(self, sandbox: str) -> KernelState:
+        """Every balancer of ours in *sandbox*; empty when that does not exist (yet, or any more).
+
+        Raises KernelError when it cannot be read.
+        """
+
+    def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
+        """Carry out *ops* on balancers, each whole or not at all; one failure never stops the others.
+
+        They must follow from what the last `read` of their sandboxes showed: ERESTART when somebody was
+        quicker. ENOENT for a Set where there is no such sandbox. A Delete there succeeds.
+        """
+
+    def wait(self, timeout: float, wake: int) -> bool:
+        """Wait until *wake* (a descriptor) is readable or *timeout* seconds are over.
+
+        Also until a namespace may have come or gone: then it returns True.
+        """
+
+    def close(self) -> None:
+        """Give back sockets and descriptors; the tables stay."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from driver.errors import KernelError
 from driver.objects import (
+    Balancer,
     Bridge,
     BridgeAddress,
     FdbEntry,
@@ -22,7 +23,7 @@ from driver.plan import Delete, Op, Set, subject
 GONE = (errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH)
 """How the kernel says that an object is not there."""
 
-_MODULES = {Vxlan: "vxlan", Bridge: "bridge", Port: "veth"}
+_MODULES = {Vxlan: "vxlan", Bridge: "bridge", Port: "veth", Balancer: "nft_chain_nat"}
 _CAPABILITIES = "this process needs the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN"
 _MEMORY = "the kernel is short of memory; it will be tried again"
 _HINTS = {
@@ -37,7 +38,7 @@ _HINTS = {
 
 def describe(obj: KernelObject) -> str:
     """Name *obj* as a person would look for it."""
-    place = "" if isinstance(obj, Namespace) else f"in {obj.namespace}"
+    place = "" if isinstance(obj, Namespace | Balancer) else f"in {obj.namespace}"
     match obj:
         case Namespace():
             text = f"network namespace {obj.name}"
@@ -53,6 +54,8 @@ def describe(obj: KernelObject) -> str:
             text = f"FDB row {obj.mac} -> {obj.vtep} on {obj.device}"
         case Neighbour():
             text = f"neighbour {obj.address} = {obj.mac} on {obj.device}"
+        case Balancer():
+            text = f"table ip {obj.namespace} in {obj.sandbox}"
     return f"{text} {place}".rstrip()
 
 
@@ -78,9 +81,9 @@ def failures_of(ops: Sequence[Op], results: Sequence[OSError | None]) -> dict[Ke
     }
 
 
-def absent(obj: KernelObject, what: str) -> KernelError:
+def absent(obj: KernelObject, what: str, number: int = errno.ENODEV) -> KernelError:
     """Build the error for an object whose parent *what* is not there."""
-    return KernelError(f"cannot set {describe(obj)}: {what} does not exist", errno.ENODEV)
+    return KernelError(f"cannot set {describe(obj)}: {what} does not exist", number)
 
 
 def foreign(obj: KernelObject, name: str, kind: str, place: str) -> KernelError:

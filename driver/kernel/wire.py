@@ -22,9 +22,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _REQUEST, _ACK_TLVS, _DUMP_INTERRUPTED = 0x1, 0x200, 0x10
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
-_SO_RCVBUFFORCE, _SIOCGSKNS = 33, 0x894C
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SIOCGSKNS = 32, 33, 0x894C
 _ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
-_RECEIVE_BUFFER = 4 << 20
+_RECEIVE_BUFFER, _SEND_BUFFER = 4 << 20, 16 << 20
 _CHUNK = 64 << 10  # the kernel fills at most 32 KiB of one answer
 _BATCH = 200
 _DUMP_TRIES = 10
@@ -53,6 +53,7 @@ class Channel:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
         for level, option, value in (
             (socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER),
+            (socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER),
             (_SOL_NETLINK, _CAP_ACK, 1),
             (_SOL_NETLINK, _EXT_ACK, 1),
             (_SOL_NETLINK, _STRICT_CHECK, 1),
@@ -63,9 +64,9 @@ class Channel:
                 continue  # older kernels: shorter texts, wider dumps, filtered by the callers anyway
 
     @classmethod
-    def here(cls) -> Channel:
+    def here(cls, protocol: int = socket.NETLINK_ROUTE) -> Channel:
         """Open a channel into the calling thread's namespace; raise OSError when there is none left."""
-        raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         raw.bind((0, 0))
         return cls(raw)
 
@@ -89,6 +90,17 @@ class Channel:
         for start in range(0, len(requests), _BATCH):
             results += self._batch(requests[start : start + _BATCH])
         return results
+
+    def transact(self, begin: Request, requests: Sequence[Request], end: Request) -> None:
+        """Carry out all of *requests*, or none: raise Refused with the first reason (nfnetlink's batches)."""
+        *first, last = requests
+        start = self._send([begin, *first, last._replace(flags=last.flags | ACK), end])
+        while True:
+            for number, refusal in self._acknowledgements(start):
+                if refusal:
+                    raise refusal
+                if number == len(requests):
+                    return
 
     def ask(self, kind: int, body: bytes) -> bytes | None:
         """Return the one answer to a question; None when the object does not exist. Raises OSError."""

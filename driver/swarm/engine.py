@@ -9,15 +9,19 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 DEFAULT_SOCKET: Final = Path("/run/docker.sock")
 _SECONDS: Final = 2.0
 _MAX_ANSWER: Final = 8 << 20
+_LIST_SECONDS: Final = 10.0
+_MAX_LIST: Final = 256 << 20
 _STATES: Final = frozenset({"inactive", "pending", "active", "error", "locked"})
 
 
@@ -100,30 +104,82 @@ class Engine:
             raise EngineAway(f"{self._path}: /networks/{network} answered {status}")
         return status == 200 and answer.get("Id") == network
 
+    def list(self, what: str, **filters: Collection[str]) -> list[Mapping[str, Any]]:
+        """Ask for all "services", "tasks" or "networks" that pass *filters*; raise EngineAway.
+
+        Only a manager of a Swarm with a quorum knows of services and tasks.
+        """
+        chosen = json.dumps({name.replace("_", "-"): sorted(values) for name, values in filters.items()})
+        path = f"/{what}?filters={quote(chosen)}" if filters else f"/{what}"
+        status, answer = self._ask(path, _LIST_SECONDS, _MAX_LIST)
+        if status != 200 or not isinstance(answer, list):
+            raise EngineAway(f"{self._path}: /{what} answered {status}")
+        return [item for item in answer if isinstance(item, dict)]
+
+    def events(self, *kinds: str) -> Events:
+        """Listen to what the engine tells of objects of *kinds*; raise EngineAway."""
+        return Events(self._path, f"/events?filters={quote(json.dumps({'type': sorted(kinds)}))}")
+
     def _get(self, path: str) -> tuple[int, Mapping[str, Any]]:
-        connection = _UnixConnection(self._path)
+        status, answer = self._ask(path, _SECONDS, _MAX_ANSWER)
+        return status, answer if isinstance(answer, dict) else {}
+
+    def _ask(self, path: str, seconds: float, size: int) -> tuple[int, object]:
+        connection = _UnixConnection(self._path, seconds)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
-            answer = json.loads(response.read(_MAX_ANSWER))
+            return response.status, json.loads(response.read(size))
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise EngineAway(f"{self._path}: {path}: {type(error).__name__}: {error}") from None
         finally:
             connection.close()
-        return response.status, answer if isinstance(answer, dict) else {}
+
+
+class Events:
+    """What the engine tells by itself. One thread listens; any thread may close."""
+
+    def __init__(self, path: Path, request: str) -> None:
+        self._connection = _UnixConnection(path, _SECONDS)
+        self._name = f"{path}: /events"
+        try:
+            self._connection.request("GET", request)
+            self._socket = self._connection.sock
+            self._response = self._connection.getresponse()
+            if self._response.status != 200:
+                raise EngineAway(f"{self._name} answered {self._response.status}")
+            self._socket.settimeout(None)  # quiet is normal
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise EngineAway(f"{self._name}: {type(error).__name__}: {error}") from None
+
+    def wait(self) -> None:
+        """Wait for the next event; raise EngineAway when there will be none."""
+        try:
+            line = self._response.readline()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise EngineAway(f"{self._name}: {type(error).__name__}: {error}") from None
+        if not line:
+            raise EngineAway(f"{self._name}: the stream has ended")
+
+    def close(self) -> None:
+        """End it: who waits gets an EngineAway."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
 
 
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("docker", timeout=_SECONDS)
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__("docker", timeout=seconds)
         self._path = path
 
     def connect(self) -> None:
         """Connect to the path instead of to the host."""
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_SECONDS)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
 

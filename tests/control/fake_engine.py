@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import socketserver
 import threading
 import time
@@ -24,6 +25,10 @@ class FakeEngine:
         self.quorum = True
         self.managers: list[str] = [f"{address}:2377"]
         self.networks: set[str] = set()
+        self.lists: dict[str, list[Any]] = {"networks": [], "services": [], "tasks": []}
+        """What the paths without an id answer, on a manager."""
+        self.events: queue.Queue[str] = queue.Queue()
+        """What is put in is told; an empty one ends the stream."""
         self.delay = 0.0
         self.garbage = b""
         self.calls: list[str] = []
@@ -46,14 +51,22 @@ class FakeEngine:
         self.calls.append(path)
         if path == "/info":
             return 200, {"Swarm": self._swarm()}
-        if path.startswith("/networks/"):
-            network = path.removeprefix("/networks/")
-            known = network in self.networks
-            return (200, {"Id": network}) if known else (404, {"message": f"network {network} not found"})
+        kind, _, name = path.partition("?")[0][1:].partition("/")
+        if kind == "networks":
+            return self._networks(name)
         if self.state != "active" or not self.manager:
             return 503, {"message": "This node is not a swarm manager."}
         if not self.quorum:
             return 500, {"message": "rpc error: code = Unknown desc = The swarm does not have a leader."}
+        return (200, self.lists[kind]) if kind in self.lists else self._node(path)
+
+    def _networks(self, name: str) -> tuple[int, Any]:
+        if not name:
+            return 200, self.lists["networks"]
+        known = name in self.networks
+        return (200, {"Id": name}) if known else (404, {"message": f"network {name} not found"})
+
+    def _node(self, path: str) -> tuple[int, Any]:
         if path != f"/nodes/{self.node}":
             return 404, {"message": "node not found"}
         status = {"Reachability": "reachable", "Addr": f"{self.address}:2377"}
@@ -85,6 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         engine = self.server.engine
         time.sleep(engine.delay)
+        if self.path.startswith("/events"):
+            self._tell(engine)
+            return
         status, answer = engine.answer(self.path)
         body = engine.garbage or json.dumps(answer).encode()
         try:
@@ -94,6 +110,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
         except OSError:
             return  # the client did not wait
+
+    def _tell(self, engine: FakeEngine) -> None:
+        engine.calls.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        while (line := engine.events.get()) and not engine.garbage:
+            try:
+                self.wfile.write(f"{line}\n".encode())
+            except OSError:
+                return
 
     def address_string(self) -> str:
         return "local"

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import requests
 
-from driver.control import ControlPlane, EndpointRecord, NodeRecord, Publication, View
+from driver.control import ControlPlane, EndpointRecord, NodeRecord, Publication, ServiceRecord, View
 from driver.control.claims import Put, Withdraw
 from driver.control.etcd import EtcdControlPlane
 from driver.control.memory import MemoryControlPlane, MemoryStore
@@ -53,6 +53,12 @@ def endpoint(owner: str, number: int, network: NetworkId = NET) -> EndpointRecor
     )
 
 
+def service(number: int, *backends: int, network: NetworkId = NET) -> ServiceRecord:
+    """A service whose address, and those of its backends, end in these numbers."""
+    found = tuple(ip_address(f"10.0.0.{backend}") for backend in backends)
+    return ServiceRecord(network, ip_address(f"10.0.9.{number}"), f"s{number}", found)
+
+
 class Host:
     """A plane with its wish and all the views that it was given."""
 
@@ -81,6 +87,15 @@ class Host:
     def join(self, *endpoints: EndpointRecord, networks: Sequence[NetworkId] = (NET,)) -> None:
         """Be there, with these endpoints, following these networks."""
         self.publish(node=node(self.name), endpoints=frozenset(endpoints), networks=frozenset(networks))
+
+    def lead(self, *services: ServiceRecord, networks: Sequence[NetworkId] = (NET,)) -> None:
+        """Be the Swarm's leader, with these services in these networks."""
+        self.publish(offer={n: frozenset(s for s in services if s.network == n) for n in networks})
+
+    def services(self, network: NetworkId = NET) -> set[ServiceRecord] | None:
+        """What the leader says of a network; None while nobody does."""
+        found = self.view.services.get(network)
+        return None if found is None else set(found.values())
 
     def published(self, timeout: float = 5.0) -> bool:
         """Wait until all is said, also when the store has yet to come."""

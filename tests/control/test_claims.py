@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver.control.claims import Claim, Claims, Put, Withdraw
-from driver.control.records import encode_endpoint
+from driver.control.records import encode_endpoint, endpoints_of
 from driver.control.table import Entry
 from driver.values import NodeId
 from tests.control.harness import NET, endpoint, key_of
@@ -67,7 +67,7 @@ class Node:
         self.answer = None
         self.store.news[self.name].clear()
         entries = [Entry(k, v, self.store.revision) for k, v in self.store.data.items()]
-        self.claims.read(NET, entries, self.store.revision)
+        self.claims.read(endpoints_of(NET), entries, self.store.revision)
 
     def send(self) -> bool:
         if self.answer is None and (todo := self.claims.pending(1)):
@@ -140,7 +140,7 @@ def settle(nodes: dict[str, Node]) -> None:
 
 def test_before_the_first_wish_nothing_is_done() -> None:
     claims = Claims(A)
-    claims.read(NET, [Entry(KEYS[0], value("a", 0), 5)], 5)
+    claims.read(endpoints_of(NET), [Entry(KEYS[0], value("a", 0), 5)], 5)
     assert claims.settled()
     claims.wish({})
     assert claims.pending(9) == [Withdraw(KEYS[0], value("a", 0))]
@@ -163,7 +163,7 @@ def test_old_news_are_no_news() -> None:
     claims.answered(first, done=True, revision=7)
     claims.seen([Entry(KEYS[0], value("b", 0), 6)])
     assert claims.settled()
-    claims.read(NET, [], 6)
+    claims.read(endpoints_of(NET), [], 6)
     assert claims.settled()
     claims.seen([Entry(KEYS[0], value("b", 0), 8)])
     assert claims.settled()

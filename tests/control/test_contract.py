@@ -12,9 +12,10 @@ from driver.control import Publication
 from driver.control.records import encode_endpoint, node_key
 from driver.values import EndpointId, NetworkId, NodeId
 from tests.control.conftest import MakeHost
-from tests.control.harness import NET, NET2, Bench, endpoint, key_of, node, wait_until
+from tests.control.harness import NET, NET2, Bench, endpoint, key_of, node, service, wait_until
 
 E1, E2 = endpoint("a", 1), endpoint("b", 2)
+S1, S2 = service(1, 11, 12), service(2)
 
 
 def test_what_one_host_publishes_the_other_sees(host: MakeHost) -> None:
@@ -421,3 +422,129 @@ def test_a_user_that_fails_does_not_end_the_service(bench: Bench) -> None:
     assert len(calls) >= 1
     plane.stop(leave=True)
     assert bench.dump() == {}
+
+
+class TestServices:
+    """What the Swarm's leader says of services."""
+
+    def test_all_who_follow_the_network_hear_of_it(self, bench: Bench, host: MakeHost) -> None:
+        a, b = host("a"), host("b")
+        b.join()
+        assert b.published()
+        assert b.services() is None, "nobody has said anything"
+        a.join(networks=())
+        a.lead(S1, S2, service(3, 13, network=NET2), networks=(NET, NET2))
+        assert a.published()
+        wait_until(lambda: b.services() == {S1, S2})
+        assert NET2 not in b.view.services
+        b.publish(networks=frozenset({NET, NET2}))
+        assert b.plane.wait_published(2)
+        wait_until(lambda: b.services(NET2) == {service(3, 13, network=NET2)})
+        changed = service(1, 12, 13)
+        a.lead(changed, networks=(NET, NET2))
+        wait_until(lambda: b.services() == {changed})
+        wait_until(lambda: b.services(NET2) == set())
+
+    def test_it_is_told_whole_or_not_at_all(self, host: MakeHost) -> None:
+        a, b = host("a"), host("b")
+        b.join()
+        assert b.published()
+        many = [service(number, 1, 2, 3) for number in range(1, 251)]
+        a.lead(*many)
+        assert a.published()
+        wait_until(lambda: b.services() == set(many))
+        assert all(len(view.services.get(NET, many)) == 250 for view in b.views)
+
+    def test_a_new_and_empty_store_says_nothing_until_the_leader_has(
+        self, bench: Bench, host: MakeHost
+    ) -> None:
+        a, b = host("a"), host("b")
+        for one in (a, b):
+            one.join()
+        a.lead(S1)
+        wait_until(lambda: b.services() == {S1})
+        bench.replace()
+        a.publish(offer=None)
+        c = host("c")
+        c.join()
+        c.lead(S1, S2)
+        wait_until(lambda: b.services() == {S1, S2})
+        assert all(view.services.get(NET) != {} for view in b.views)
+
+    def test_a_new_leader_takes_over_in_one_step(self, bench: Bench, host: MakeHost) -> None:
+        """On a store that outlives leaders: nobody sees a mixture, or nothing."""
+        a, b, c = host("a"), host("b"), host("c")
+        c.join()
+        a.lead(S1, S2)
+        wait_until(lambda: c.services() == {S1, S2})
+        b.lead(S1)
+        wait_until(lambda: c.services() == {S1})
+        assert a.plane.wait_published(2), "to have yielded is to agree"
+        assert b.published()
+        a.lead(networks=())
+        assert a.published()
+        time.sleep(0.1)
+        assert c.services() == {S1}
+        told = [set(view.services[NET].values()) for view in c.views if NET in view.services]
+        assert all(one in ({S1, S2}, {S1}) for one in told), told
+        assert not [key for key in bench.dump() if "/services/" in key and "/a/" in key]
+
+    def test_a_leader_that_resigns_leaves_silence_not_emptiness(self, bench: Bench, host: MakeHost) -> None:
+        a, b = host("a"), host("b")
+        b.join()
+        a.lead(S1, S2)
+        wait_until(lambda: b.services() == {S1, S2})
+        a.lead(networks=())
+        wait_until(lambda: b.services() is None)
+        assert a.published()
+        assert not [key for key in bench.dump() if "/services/" in key]
+        told = [set(view.services[NET].values()) for view in b.views if NET in view.services]
+        assert all(one == {S1, S2} for one in told), told
+
+    def test_who_does_not_know_yet_leaves_what_is_there(self, bench: Bench, host: MakeHost) -> None:
+        a, b = host("a"), host("b")
+        b.join()
+        a.lead(S1)
+        wait_until(lambda: b.services() == {S1})
+        a.plane.stop(leave=False)
+        again = host("a")
+        again.publish(node=node("a"), offer=None)
+        assert again.published()
+        time.sleep(0.1)
+        assert b.services() == {S1}
+        again.lead(S2)
+        wait_until(lambda: b.services() == {S2})
+
+    def test_lost_records_are_put_again(self, bench: Bench, host: MakeHost) -> None:
+        a, b = host("a"), host("b")
+        b.join()
+        a.lead(S1)
+        wait_until(lambda: b.services() == {S1})
+        for key in [key for key in bench.dump() if "/services/" in key]:
+            bench.delete(key)
+            wait_until(lambda key=key: key in bench.dump())  # type: ignore[misc]
+        wait_until(lambda: b.services() == {S1})
+
+    def test_what_cannot_be_read_is_skipped(self, bench: Bench, host: MakeHost) -> None:
+        a, b = host("a"), host("b")
+        b.join()
+        a.lead(S1)
+        wait_until(lambda: b.services() == {S1})
+        start = "/pyoverlay/v1/services/n1"
+        bench.put(f"{start}/a/10.0.9.77", "no JSON")
+        bench.put(f"{start}/a/here", '{"name":"x","backends":[]}')
+        bench.put(f"{start}/a/10.0.9.78", '{"name":"x","backends":["nowhere"]}')
+        bench.put(f"{start}/later", '{"new":1}')
+        a.lead(S1, S2)
+        wait_until(lambda: b.services() == {S1, S2})
+
+    def test_what_did_not_change_is_the_same_object(self, host: MakeHost) -> None:
+        a, b = host("a"), host("b")
+        b.join(networks=(NET, NET2))
+        a.lead(S1, service(3, 1, network=NET2), networks=(NET, NET2))
+        wait_until(lambda: b.services() == {S1} and b.services(NET2))
+        before = b.view
+        a.lead(S1, S2, service(3, 1, network=NET2), networks=(NET, NET2))
+        wait_until(lambda: b.services() == {S1, S2})
+        assert b.view.services[NET2] is before.services[NET2]
+        assert set(before.services[NET].values()) == {S1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.e2e.conftest import in_swarm, put
 from tests.e2e.containers import Playground, eventually, playground
+from tests.e2e.test_vips import WEB, Load, Web, backends, load, vip_of
 from tests.lab import Host, Lab
 
 
@@ -40,12 +42,19 @@ def test_the_leader_is_lost_and_another_takes_over(managers: Lab) -> None:
     assert not any(store_runs_on(host) for host in (h2, h3, h4))
     network = ground.network()
     _, on2, on3, on4 = ground.everywhere(network)
+    service = ground.service(network, 4, command=WEB)
+    ground.wait_tasks(service, 4)
+    web = Web(ground, network, service, vip_of(h1, service, network), [on2, on3, on4])
+    web.wait(4)
     meter = h4.popen(
         ["docker", "exec", on4.name, "ping", "-i", "0.05", "-c", "400", "-W", "1", on2.address(network)],
         stdout=-1,
         text=True,
     )
-    managers.remove_host(h1)
+    lost = {task.address(network) for task in ground.tasks(service) if task.host is h1}
+    with load(on4, web.vip) as seen:
+        left = without(managers, h1, web, lost)
+    tell("the Swarm's leader", seen, left)
     assert eventually(lambda: leader(h2) in ("h2", "h3"), 60)
     chosen = managers.host(leader(h2))
     new = eventually(lambda: ground.run(h4, network), 30)
@@ -55,6 +64,32 @@ def test_the_leader_is_lost_and_another_takes_over(managers: Lab) -> None:
     assert on2.pings(late.address(network), wait=1)
     assert eventually(lambda: store_runs_on(chosen), 5)
     assert " 0% packet loss" in meter.communicate(timeout=60)[0], "running traffic was touched"
+
+    web.scale(6)
+    lost = {task.address(network) for task in ground.tasks(service) if task.host is h4}
+    web.clients = [on2, on3]
+    with load(on3, web.vip) as seen:
+        left = without(managers, h4, web, lost)
+    tell("a worker", seen, left)
+
+
+def without(lab: Lab, host: Host, web: Web, lost: set[str]) -> tuple[float, float]:
+    """Power *host* off; return when, and when nobody's table leads to the *lost* tasks any more."""
+    assert lost
+    began = time.monotonic()
+    lab.remove_host(host)
+    watching = [client for client in web.clients if client.host is not host]
+    assert eventually(lambda: not any(backends(c, web.vip) & lost for c in watching), 40)
+    return began, time.monotonic()
+
+
+def tell(what: str, seen: Load, left: tuple[float, float]) -> None:
+    """What the loss has cost: only those tasks' requests fail, and none once the tables know."""
+    began, known_at = left
+    failed = [at for at, _, _ in seen.failures]
+    took = known_at - began
+    print(f"{what} is dead: {len(seen.asked)} requests, {len(failed)} failed, known after {took:.1f} s")
+    assert all(began - 1 < at < known_at + 0.1 for at in failed)
 
 
 @pytest.fixture(scope="module")

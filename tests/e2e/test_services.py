@@ -57,7 +57,7 @@ def test_a_service_in_dnsrr_mode_through_its_life(ground: Playground) -> None:
 
 
 def test_tasks_name_of_a_service_with_a_vip(ground: Playground) -> None:
-    """The VIP itself is not served yet (README); tasks.<name> gives the tasks' own addresses."""
+    """tasks.<name> gives the tasks' own addresses; the virtual one is in test_vips.py."""
     network = ground.network()
     service = ground.service(network, 3)
     tasks = ground.wait_tasks(service, 3)

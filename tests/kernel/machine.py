@@ -10,11 +10,13 @@ import time
 from contextlib import suppress
 from ipaddress import ip_address, ip_interface, ip_network
 
+from driver.balancing import Balancing
 from driver.control.memory import MemoryControlPlane, MemoryStore
 from driver.desired import container_name
 from driver.disk import MemoryDisk
 from driver.engine import Engine
 from driver.kernel import netns
+from driver.kernel.sandboxes import NetlinkSandboxes
 from driver.model import Host as HostState
 from driver.model import Subnet
 from driver.peering import Peering
@@ -35,12 +37,14 @@ class Machine:
         self.vtep = ip_address(f"192.0.2.{number}")
         self.store = Store(MemoryDisk(State(HostState(NodeId(f"node{number}"), self.vtep))))
         self.engine = Engine(self.store, host.kernel, audit_interval=3600)
+        self.balancing = Balancing(self.store, NetlinkSandboxes(), audit_interval=0.2)
         self.peering = Peering(self.store, MemoryControlPlane(self.store.state.host.id, cluster))
         self.service = OverlayService(self.store, self.engine, self.peering, scope="global")
         self.containers: list[Space] = []
 
     def start(self) -> None:
         self.engine.start()
+        self.balancing.start()
         self.peering.start()
 
     def create(self, network: str, prefix: str, vni: int) -> None:
@@ -48,19 +52,20 @@ class Machine:
         parsed = ip_network(prefix)
         self.service.create_network(network, {"vni": str(vni)}, [Subnet(parsed, parsed[1])], internal=False)
 
-    def attach(self, network: str, address: str) -> Space:
+    def attach(self, network: str, address: str, length: int = 24) -> Space:
         """Start a container, as the engine does."""
         endpoint = endpoint_id(network, address)
-        self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/24")], None, {})
-        self.service.join(network, endpoint, "")
+        self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/{length}")], None, {})
         space = Space(netns.create())
         self.containers.append(space)
+        self.service.join(network, endpoint, space.path)
         self.host.run(f"ip link set {container_name(EndpointId(endpoint))} netns {space.path} name eth0")
-        space.run(f"ip address add {address}/24 dev eth0; ip link set eth0 up")
+        space.run(f"ip address add {address}/{length} dev eth0; ip link set eth0 up")
         return space
 
     def stop(self) -> None:
         self.peering.stop(leave=False)
+        self.balancing.stop()
         self.engine.stop()
         for space in self.containers:
             space.close()

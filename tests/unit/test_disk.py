@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from driver.disk import FileDisk, load_or_new
+from driver.disk import FileDisk, decode, encode, load_or_new
 from driver.errors import StoreError
 from driver.model import Endpoint, Host, Network, Phase, Segment, Subnet
 from driver.state import State
@@ -53,6 +53,13 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     disk = FileDisk(tmp_path / "sub" / "state.json")
     disk.save(STATE)
     assert FileDisk(tmp_path / "sub" / "state.json").load() == STATE
+
+
+def test_a_file_of_a_version_that_knew_no_sandboxes_is_read(tmp_path: Path) -> None:
+    body = encode(STATE)
+    for endpoint in body["endpoints"]:
+        del endpoint["sandbox"]
+    assert decode(body) == STATE
 
 
 def test_a_new_host_gets_an_identity_that_lasts(tmp_path: Path) -> None:

@@ -129,3 +129,10 @@ def test_the_hosts_run_is_found_in_the_plugin(tmp_path: Path, monkeypatch: pytes
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load({}).scope = "local"  # type: ignore[misc]
+
+
+def test_paths_of_the_host_are_seen_below_its_run_folder() -> None:
+    found = load({"PYOVERLAY_RUN_DIR": "/host/run"})
+    for path in ("/run/docker/netns/1a2b", "/var/run/docker/netns/1a2b"):
+        assert str(found.host_path(path)) == "/host/run/docker/netns/1a2b"
+    assert str(found.host_path("/data/docker/netns/1a2b")) == "/data/docker/netns/1a2b"

@@ -1,0 +1,218 @@
+"""What virtual addresses cost: tables of 500 services of 10 tasks in 50 containers, and each packet's way.
+
+    .venv/bin/python -m bench.vips [--rounds 10]
+
+Needs root; everything happens in network namespaces of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
+
+from bench.drift import machines
+from driver.balancing import Balancing
+from driver.control import ServiceRecord
+from driver.disk import MemoryDisk
+from driver.kernel import netns
+from driver.kernel.sandboxes import NetlinkSandboxes
+from driver.model import Endpoint, Host, Network, Peer, PeerNode, Peers, Phase
+from driver.state import State
+from driver.store import Store
+from driver.values import Address, EndpointId, NetworkId, NodeId, mac_of
+from tests.kernel.hosts import Space
+
+NET = NetworkId("net1")
+SERVICES, TASKS, CONTAINERS = 500, 10, 50
+VIPS, BACKENDS, HERE = (ip_address(text) for text in ("10.1.8.0", "10.64.0.0", "10.63.0.2"))
+OTHER = NodeId("b")
+
+Services = dict[Address, ServiceRecord]
+
+
+def many() -> Services:
+    """Draw up 500 services."""
+    return {
+        VIPS + s: ServiceRecord(
+            NET, VIPS + s, f"s{s}", tuple(BACKENDS + s * TASKS + task for task in range(TASKS))
+        )
+        for s in range(SERVICES)
+    }
+
+
+@contextmanager
+def host(services: Services) -> Iterator[Store]:
+    """Make a host with 50 containers, in a network of 5,000 remote tasks."""
+    spaces = [netns.create() for _ in range(CONTAINERS)]
+    vtep = ip_address("192.0.2.2")
+    endpoints = {}
+    for number, space in enumerate(spaces):
+        address, identity = HERE + number, EndpointId(f"{number:064x}")
+        path = f"/proc/{os.getpid()}/fd/{space}"
+        interface = ip_interface(f"{address}/8")
+        endpoints[identity] = Endpoint(identity, NET, (interface,), mac_of(address), Phase.JOINED, path)
+    rows = {b: Peer(mac_of(b), vtep, OTHER) for service in services.values() for b in service.backends}
+    peers = Peers({OTHER: PeerNode(vtep)}, {NET: rows}, frozenset({NET}))
+    state = State(Host(NodeId("a"), ip_address("192.0.2.1")), {NET: Network(NET, ())}, endpoints, peers=peers)
+    store = Store(MemoryDisk(state))
+    store.update(lambda _: state)
+    yield store
+    for space in spaces:
+        os.close(space)
+
+
+def tables(rounds: int) -> None:
+    """Print how long tables take in all containers of a host."""
+    services = many()
+    with host(services) as store:
+        balancing = Balancing(store, NetlinkSandboxes(), audit_interval=3600)
+        balancing.start()
+        tell(f"tables of {CONTAINERS} containers built", [timed(balancing, store, services)])
+        changes, ends = [], []
+        for number in range(rounds):
+            time.sleep(0.2)
+            vip = VIPS + number
+            services = {**services, vip: replace(services[vip], backends=services[vip].backends[1:])}
+            changes.append(timed(balancing, store, services))
+            gone = BACKENDS + 2000 + number
+            time.sleep(0.2)
+            ends.append(ended(balancing, store, gone))
+        tell("one task's change in all of them", changes)
+        tell("a task's end, by its endpoint", ends)
+        balancing.stop()
+        again = Balancing(store, NetlinkSandboxes(), audit_interval=3600)
+        began = time.perf_counter()
+        again.start()
+        again.wait(1, 60)
+        tell("taken over by a new process", [time.perf_counter() - began])
+        tell("an audit of what nobody has changed", [once(again) for _ in range(rounds)])
+        again.stop()
+
+
+def timed(balancing: Balancing, store: Store, services: Services) -> float:
+    """Return the seconds until all containers have *services*."""
+    began = time.perf_counter()
+    assert balancing.wait(store.update(lambda s: replace(s, services={NET: services})), 60)
+    return time.perf_counter() - began
+
+
+def ended(balancing: Balancing, store: Store, gone: Address) -> float:
+    """Return the seconds until no container sends to *gone*."""
+    rows = {a: peer for a, peer in store.state.peers.entries[NET].items() if a != gone}
+    began = time.perf_counter()
+    revision = store.update(lambda s: replace(s, peers=replace(s.peers, entries={NET: rows})))
+    assert balancing.wait(revision, 60)
+    return time.perf_counter() - began
+
+
+def once(balancing: Balancing) -> float:
+    """Return the seconds that a look at everything takes."""
+    began = time.perf_counter()
+    balancing._round(audit=True)
+    return time.perf_counter() - began
+
+
+def packets(rounds: int) -> None:
+    """Print what an address costs beside the task's own, between two hosts, among 500 services."""
+    with ExitStack() as stack:
+        one, two = machines(stack)
+        for machine in (one, two):
+            machine.create(NET, "10.1.0.0/16", 1000)
+        task, client = two.attach(NET, "10.1.0.11", length=16), one.attach(NET, "10.1.0.2", length=16)
+        stack.enter_context(echo(task))
+        direct, vip = ip_address("10.1.0.11"), VIPS
+        services = many() | {vip: ServiceRecord(NET, vip, "web", (direct,))}
+        one.store.update(lambda s: replace(s, offer={NET: frozenset(services.values())}))
+        while len(one.store.state.services.get(NET, {})) < SERVICES:
+            time.sleep(0.05)
+        one.balancing.wait(one.store.snapshot()[1], 30)
+        for name, measure in (("round trip", round_trips), ("connection made", connections)):
+            pairs = [(measure(client, str(vip)), measure(client, str(direct))) for _ in range(rounds)]
+            ratios = [by_vip / own for by_vip, own in pairs]
+            by_vip, own = (statistics.median(pair[side] for pair in pairs) * 1e6 for side in (0, 1))
+            spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            print(
+                f"{name:40} {by_vip:7.1f} us by virtual address, {own:7.1f} direct, ratio {spread}",
+                flush=True,
+            )
+
+
+@contextmanager
+def echo(space: Space) -> Iterator[None]:
+    """Serve on port 80: send back what comes, a connection at a time."""
+    listener = space.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.settimeout(None)
+    listener.bind(("0.0.0.0", 80))
+    listener.listen(128)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    while data := connection.recv(100):
+                        connection.sendall(data)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    listener.close()
+
+
+def round_trips(client: Space, address: str, count: int = 2000) -> float:
+    """Return the median of a byte's way there and back on an open connection."""
+    with client.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.connect((address, 80))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def trip() -> None:
+            connection.sendall(b"x")
+            connection.recv(1)
+
+        return _median(trip, count)
+
+
+def connections(client: Space, address: str, count: int = 300) -> float:
+    """Return the median of the time until connected."""
+    took = []
+    for _ in range(count):
+        with client.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+            took.append(_median(lambda c=connection: c.connect((address, 80)), 1))  # type: ignore[misc]
+    return statistics.median(took)
+
+
+def _median(work: Callable[[], None], count: int) -> float:
+    took = []
+    for _ in range(count):
+        began = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def tell(what: str, seconds: list[float]) -> None:
+    """Print a line."""
+    middle = statistics.median(seconds) * 1000
+    print(f"{what:40} median {middle:8.1f} ms   max {max(seconds) * 1000:8.1f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=10)
+    rounds = parser.parse_args().rounds
+    tables(rounds)
+    packets(rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""From the engine's lists of networks, services and tasks to what the Swarm's leader says of them. Pure.
+
+Fields as of https://docs.docker.com/reference/api/engine/, the same from 20.10 to 29. An object that has not
+the fields, because it is new and nobody has given it addresses yet, is left out until it has.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_interface
+from typing import Any, Final, TypeAlias
+
+from driver.control import Offer, ServiceRecord
+from driver.values import Address, NetworkId
+
+Object: TypeAlias = Mapping[str, Any]
+
+_OPTIONS: Final = frozenset({"vni", "vxlan_port"})
+"""What our answer to AllocateNetwork always has: our networks are known by them, whatever we are called."""
+
+
+def our_networks(networks: Iterable[Object]) -> frozenset[NetworkId]:
+    """Return which of the Swarm's networks are of our making."""
+    return frozenset(
+        NetworkId(str(n["Id"]))
+        for n in networks
+        if n.get("Id") and (n.get("Options") or {}).keys() >= _OPTIONS
+    )
+
+
+def offer(networks: Iterable[NetworkId], services: Iterable[Object], tasks: Iterable[Object]) -> Offer:
+    """Return what to say of *networks*: every virtual address, with the tasks behind it that run.
+
+    The engine says that a task runs once its health check, if there is one, has passed.
+    """
+    backends: dict[tuple[str, NetworkId], set[Address]] = defaultdict(set)
+    for task in tasks:
+        if (task.get("Status") or {}).get("State") == "running" and task.get("DesiredState") == "running":
+            for network, addresses in _attachments(task):
+                backends[str(task.get("ServiceID")), network] |= addresses
+    said: dict[NetworkId, set[ServiceRecord]] = {network: set() for network in networks}
+    for service in services:
+        for network, vip in _vips(service):
+            if network in said:
+                found = sorted(backends[str(service.get("ID")), network], key=int)
+                said[network].add(ServiceRecord(network, vip, _name(service), tuple(found)))
+    return {network: frozenset(records) for network, records in said.items()}
+
+
+def is_settled(services: Iterable[Object], tasks: Iterable[Object]) -> bool:
+    """Tell whether nothing is about to change: no update is under way, and every wanted task runs."""
+    updating = (
+        s for s in services if (s.get("UpdateStatus") or {}).get("State") in ("updating", "rollback_started")
+    )
+    starting = (t for t in tasks if (t.get("Status") or {}).get("State") != "running")
+    return next(updating, None) is None and next(starting, None) is None
+
+
+def _name(service: Object) -> str:
+    return str((service.get("Spec") or {}).get("Name") or service.get("ID"))
+
+
+def _vips(service: Object) -> Iterable[tuple[NetworkId, Address]]:
+    for entry in (service.get("Endpoint") or {}).get("VirtualIPs") or []:
+        address = _address(entry.get("Addr"))
+        if address is not None:
+            yield NetworkId(str(entry.get("NetworkID"))), address
+
+
+def _attachments(task: Object) -> Iterable[tuple[NetworkId, set[Address]]]:
+    for entry in task.get("NetworksAttachments") or []:
+        found = (_address(text) for text in entry.get("Addresses") or [])
+        network = NetworkId(str((entry.get("Network") or {}).get("ID")))
+        yield network, {address for address in found if address is not None}
+
+
+def _address(text: object) -> Address | None:
+    """Read "10.0.0.5/24"; IPv6 is left out: a Swarm gives none to networks of other drivers."""
+    try:
+        address = ip_interface(str(text)).ip
+    except ValueError:
+        return None
+    return address if address.version == 4 else None
