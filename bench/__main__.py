@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-from bench import calls, convergence, datapath, scale
+from bench import calls, convergence, datapath, scale, vips
 from bench.figures import Figures
 from bench.plots import plot
 from bench.report import by_part, facts, machine, table
@@ -26,7 +26,8 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     figures = Figures()
-    scale.run(figures, quick=options.quick)
+    for alone in (scale, vips):
+        alone.run(figures, quick=options.quick)
     with swarm(3, ENGINE) as lab:
         for part in (convergence, calls, datapath):
             part.run(figures, lab, quick=options.quick)

@@ -1,13 +1,14 @@
 """What virtual addresses cost: tables of 500 services of 10 tasks in 50 containers, and each packet's way.
 
-    .venv/bin/python -m bench.vips [--rounds 10]
+    .venv/bin/python -m bench.vips [--quick]
 
-Needs root; everything happens in network namespaces of its own.
+Needs root; everything happens in network namespaces of its own, without engines.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import statistics
@@ -19,6 +20,9 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
 from bench.drift import machines
+from bench.figures import OURS, Figures, Measure
+from bench.report import table
+from bench.scene import apart
 from driver.balancing import Balancing
 from driver.control import ServiceRecord
 from driver.disk import MemoryDisk
@@ -34,6 +38,19 @@ NET = NetworkId("net1")
 SERVICES, TASKS, CONTAINERS = 500, 10, 50
 VIPS, BACKENDS, HERE = (ip_address(text) for text in ("10.1.8.0", "10.64.0.0", "10.63.0.2"))
 OTHER = NodeId("b")
+
+DIRECT = "direct"
+"""By the task's own address."""
+
+PART = "services"
+_ALL = f"{SERVICES} services of {TASKS} tasks in {CONTAINERS} containers"
+BUILT = Measure(PART, f"{_ALL}: tables built", "ms")
+CHANGE = Measure(PART, f"{_ALL}: one task's change in all", "ms")
+END = Measure(PART, f"{_ALL}: a task's end, by its endpoint", "ms")
+ADOPTED = Measure(PART, f"{_ALL}: taken over by a new process", "ms")
+AUDIT = Measure(PART, f"{_ALL}: an audit of what nobody has changed", "ms")
+ROUND_TRIP = Measure(PART, "round trip by virtual address among 500", "µs")
+CONNECTION = Measure(PART, "connection made by virtual address among 500", "µs")
 
 Services = dict[Address, ServiceRecord]
 
@@ -69,31 +86,33 @@ def host(services: Services) -> Iterator[Store]:
         os.close(space)
 
 
-def tables(rounds: int) -> None:
-    """Print how long tables take in all containers of a host."""
+def run(figures: Figures, *, quick: bool) -> None:
+    """Measure; the whole form takes half a minute."""
+    apart(figures, "bench.vips", *(["--quick"] if quick else []))
+
+
+def tables(figures: Figures, rounds: int) -> None:
+    """Measure how long tables take in all containers of a host."""
     services = many()
     with host(services) as store:
         balancing = Balancing(store, NetlinkSandboxes(), audit_interval=3600)
         balancing.start()
-        tell(f"tables of {CONTAINERS} containers built", [timed(balancing, store, services)])
-        changes, ends = [], []
+        figures.add(BUILT, OURS, timed(balancing, store, services) * 1000)
         for number in range(rounds):
             time.sleep(0.2)
             vip = VIPS + number
             services = {**services, vip: replace(services[vip], backends=services[vip].backends[1:])}
-            changes.append(timed(balancing, store, services))
+            figures.add(CHANGE, OURS, timed(balancing, store, services) * 1000)
             gone = BACKENDS + 2000 + number
             time.sleep(0.2)
-            ends.append(ended(balancing, store, gone))
-        tell("one task's change in all of them", changes)
-        tell("a task's end, by its endpoint", ends)
+            figures.add(END, OURS, ended(balancing, store, gone) * 1000)
         balancing.stop()
         again = Balancing(store, NetlinkSandboxes(), audit_interval=3600)
         began = time.perf_counter()
         again.start()
         again.wait(1, 60)
-        tell("taken over by a new process", [time.perf_counter() - began])
-        tell("an audit of what nobody has changed", [once(again) for _ in range(rounds)])
+        figures.add(ADOPTED, OURS, (time.perf_counter() - began) * 1000)
+        figures.add(AUDIT, OURS, *(once(again) * 1000 for _ in range(rounds)))
         again.stop()
 
 
@@ -120,8 +139,8 @@ def once(balancing: Balancing) -> float:
     return time.perf_counter() - began
 
 
-def packets(rounds: int) -> None:
-    """Print what an address costs beside the task's own, between two hosts, among 500 services."""
+def packets(figures: Figures, rounds: int) -> None:
+    """Measure what an address costs beside the task's own, between two hosts, among 500 services."""
     with ExitStack() as stack:
         one, two = machines(stack)
         for machine in (one, two):
@@ -134,15 +153,10 @@ def packets(rounds: int) -> None:
         while len(one.store.state.services.get(NET, {})) < SERVICES:
             time.sleep(0.05)
         one.balancing.wait(one.store.snapshot()[1], 30)
-        for name, measure in (("round trip", round_trips), ("connection made", connections)):
-            pairs = [(measure(client, str(vip)), measure(client, str(direct))) for _ in range(rounds)]
-            ratios = [by_vip / own for by_vip, own in pairs]
-            by_vip, own = (statistics.median(pair[side] for pair in pairs) * 1e6 for side in (0, 1))
-            spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-            print(
-                f"{name:40} {by_vip:7.1f} us by virtual address, {own:7.1f} direct, ratio {spread}",
-                flush=True,
-            )
+        for _ in range(rounds):
+            for measure, work in ((ROUND_TRIP, round_trips), (CONNECTION, connections)):
+                for subject, address in ((OURS, vip), (DIRECT, direct)):
+                    figures.add(measure, subject, work(client, str(address)) * 1e6)
 
 
 @contextmanager
@@ -200,18 +214,20 @@ def _median(work: Callable[[], None], count: int) -> float:
     return statistics.median(took)
 
 
-def tell(what: str, seconds: list[float]) -> None:
-    """Print a line."""
-    middle = statistics.median(seconds) * 1000
-    print(f"{what:40} median {middle:8.1f} ms   max {max(seconds) * 1000:8.1f}", flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=10)
-    rounds = parser.parse_args().rounds
-    tables(rounds)
-    packets(rounds)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    figures = Figures()
+    if arguments.json:  # in namespaces of our own, see apart
+        rounds = 3 if arguments.quick else 10
+        tables(figures, rounds)
+        packets(figures, rounds)
+        print(json.dumps(figures.dump()))
+    else:
+        run(figures, quick=arguments.quick)
+        print(table(figures.all()))
 
 
 if __name__ == "__main__":
