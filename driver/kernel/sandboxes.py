@@ -22,7 +22,7 @@ from pathlib import Path
 from driver.errors import KernelError
 from driver.kernel import conntrack, netns, nft
 from driver.kernel.refusal import GONE, absent, failed
-from driver.kernel.wire import Channel, Request
+from driver.kernel.wire import Channel, Refused, Request
 from driver.objects import Balancer, KernelState, Key, Services
 from driver.plan import Delete, Op, Set, subject
 
@@ -131,10 +131,19 @@ class NetlinkSandboxes:
         have = held.balancers.get(wanted.key)
         requests = self._requests(have, wanted if isinstance(op, Set) else None)
         if requests:
-            held.generation = nft.commit(self._enter(wanted.sandbox), requests, held.generation)
+            held.generation = self._commit(wanted.sandbox, requests, held.generation)
         held.balancers.pop(wanted.key, None)
         if isinstance(op, Set):
             held.balancers[wanted.key] = wanted
+
+    def _commit(self, sandbox: str, requests: Sequence[Request], generation: int) -> int:
+        channel = self._enter(sandbox)
+        try:
+            return nft.commit(channel, requests, generation)
+        except Refused as refused:
+            # "No such file": the kernel knows a kind of chain or of expression not, nor a module for it.
+            number = errno.EOPNOTSUPP if refused.errno == errno.ENOENT else refused.errno
+            raise Refused(number, refused.strerror) from refused
 
     def _requests(self, have: Balancer | None, want: Balancer | None) -> list[Request]:
         if have and want and have.sound:
