@@ -148,11 +148,17 @@ class NetlinkSandboxes:
     def _requests(self, have: Balancer | None, want: Balancer | None) -> list[Request]:
         if have and want and have.sound:
             difference = self._between(have.services, want.services)
-            if difference.left:
-                self._left[want.sandbox] = {**self._left.get(want.sandbox, {}), **difference.left}
+            self._look_through(want.sandbox, difference.left)
             return nft.change(want.namespace, difference, want.turn)
         removed = nft.remove(have.namespace) if have else []
-        return [*removed, *nft.create(want.namespace, want.services, want.turn)] if want else removed
+        if want is None:
+            return removed
+        self._look_through(want.sandbox, {vip: [vip] for vip in want.services})
+        return [*removed, *nft.create(want.namespace, want.services, want.turn)]
+
+    def _look_through(self, sandbox: str, left: conntrack.Gone) -> None:
+        if left:
+            self._left[sandbox] = {**self._left.get(sandbox, {}), **left}
 
     def _between(self, have: Services, want: Services) -> nft.Difference:
         """Compare once what fifty containers have in common."""
