@@ -121,11 +121,11 @@ class Balancing:
 
     def _await_work(self, audit_at: float) -> None:
         due_at = min([audit_at, *(p.retry_at for p in self._progress.values())])
-        if self._kernel.wait(max(0.0, due_at - self._clock()), self._wake.fileno()):
-            for progress in self._progress.values():
-                if progress.awaited:
-                    progress.retry_at = self._clock()
-        if not self._stopping:
+        came = self._kernel.wait(max(0.0, due_at - self._clock()), self._wake.fileno())
+        awaited = [progress for progress in self._progress.values() if came and progress.awaited]
+        for progress in awaited:
+            progress.retry_at = self._clock()
+        if not awaited and not self._stopping:  # in a namespace that has come, a program is about to start
             time.sleep(_SETTLE)
         self._wake.read(8)
 

@@ -1,8 +1,9 @@
-"""Forgets translations to backends that are no more (linux/netfilter/nfnetlink_conntrack.h).
+"""Forgets where connections go that can go elsewhere now (linux/netfilter/nfnetlink_conntrack.h).
 
 A TCP connection ends with its backend, and the next one goes elsewhere. But datagrams from the same port to
 the same address are one connection for the kernel, for as long as they come: they would go to the dead for
-ever. So would the repeated SYN of a connection that was about to be made.
+ever, or nowhere if they began before the container had its table. So would the repeated SYN of a connection
+that is about to be made.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ _ADDRESSES, _PROTOCOL = 1, 2
 _SOURCE, _DESTINATION = 1, 2
 _NESTED: Final = 0x8000
 _SYN_SENT: Final = 1
+_FEW: Final = 8
 
 Gone = Mapping[Address, Collection[Address]]
-"""By virtual address, the backends that it leads to no longer."""
+"""By virtual address, where connections lead that are to go elsewhere: to itself, before it was served."""
 
 
 def forget(channel: Channel, gone: Gone) -> int:
@@ -32,11 +34,11 @@ def forget(channel: Channel, gone: Gone) -> int:
     if _count(channel) == 0:
         return 0  # the kernel would look through the connections of all namespaces: ten milliseconds
     wanted = {(vip.packed, backend.packed) for vip, backends in gone.items() for backend in backends}
-    vips = [vip.packed for vip in gone]
+    few = [vip.packed for vip in gone] if len(gone) <= _FEW else [b""]
     entries = [
         attributes(data, len(_IP))
         for data in channel.dump(_GET, _IP)
-        if any(vip in data for vip in vips)  # spares taking thousands of others apart
+        if any(vip in data for vip in few)  # spares taking thousands of others apart
     ]
     doomed = [entry for entry in entries if _ends(entry) in wanted and not _is_established(entry)]
     channel.attempt([Request(_DELETE, 0, _named(entry)) for entry in doomed])

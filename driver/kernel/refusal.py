@@ -23,7 +23,8 @@ from driver.plan import Delete, Op, Set, subject
 GONE = (errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH)
 """How the kernel says that an object is not there."""
 
-_MODULES = {Vxlan: "vxlan", Bridge: "bridge", Port: "veth", Balancer: "nft_chain_nat"}
+_NFT_MODULES = "nft_chain_nat nft_nat nft_numgen nft_reject_ipv4"
+_MODULES = {Vxlan: "vxlan", Bridge: "bridge", Port: "veth", Balancer: _NFT_MODULES}
 _CAPABILITIES = "this process needs the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN"
 _MEMORY = "the kernel is short of memory; it will be tried again"
 _HINTS = {
@@ -109,7 +110,7 @@ def _hint(obj: KernelObject, number: int) -> str:
     hint = _HINTS.get(number, "")
     if number == errno.EOPNOTSUPP and type(obj) in _MODULES:
         module = _MODULES[type(obj)]
-        hint = f"this kernel has no {module} support: modprobe {module} on the host"
+        hint = f"this kernel has no {module} support: modprobe -a {module} on the host"
     if number == errno.EADDRINUSE and isinstance(obj, Vxlan):
         hint = (
             f"UDP port {obj.port} is held by another program, or by a VXLAN device with other settings: "

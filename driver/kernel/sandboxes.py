@@ -22,7 +22,7 @@ from pathlib import Path
 from driver.errors import KernelError
 from driver.kernel import conntrack, netns, nft
 from driver.kernel.refusal import GONE, absent, failed
-from driver.kernel.wire import Channel, Request
+from driver.kernel.wire import Channel, Refused, Request
 from driver.objects import Balancer, KernelState, Key, Services
 from driver.plan import Delete, Op, Set, subject
 
@@ -131,19 +131,34 @@ class NetlinkSandboxes:
         have = held.balancers.get(wanted.key)
         requests = self._requests(have, wanted if isinstance(op, Set) else None)
         if requests:
-            held.generation = nft.commit(self._enter(wanted.sandbox), requests, held.generation)
+            held.generation = self._commit(wanted.sandbox, requests, held.generation)
         held.balancers.pop(wanted.key, None)
         if isinstance(op, Set):
             held.balancers[wanted.key] = wanted
 
+    def _commit(self, sandbox: str, requests: Sequence[Request], generation: int) -> int:
+        channel = self._enter(sandbox)
+        try:
+            return nft.commit(channel, requests, generation)
+        except Refused as refused:
+            # "No such file": the kernel knows a kind of chain or of expression not, nor a module for it.
+            number = errno.EOPNOTSUPP if refused.errno == errno.ENOENT else refused.errno
+            raise Refused(number, refused.strerror) from refused
+
     def _requests(self, have: Balancer | None, want: Balancer | None) -> list[Request]:
         if have and want and have.sound:
             difference = self._between(have.services, want.services)
-            if difference.left:
-                self._left[want.sandbox] = {**self._left.get(want.sandbox, {}), **difference.left}
+            self._look_through(want.sandbox, difference.left)
             return nft.change(want.namespace, difference, want.turn)
         removed = nft.remove(have.namespace) if have else []
-        return [*removed, *nft.create(want.namespace, want.services, want.turn)] if want else removed
+        if want is None:
+            return removed
+        self._look_through(want.sandbox, {vip: [vip] for vip in want.services})
+        return [*removed, *nft.create(want.namespace, want.services, want.turn)]
+
+    def _look_through(self, sandbox: str, left: conntrack.Gone) -> None:
+        if left:
+            self._left[sandbox] = {**self._left.get(sandbox, {}), **left}
 
     def _between(self, have: Services, want: Services) -> nft.Difference:
         """Compare once what fifty containers have in common."""

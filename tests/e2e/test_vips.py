@@ -16,7 +16,11 @@ from tests.e2e.containers import DRIVER, IMAGE, Container, Playground, eventuall
 from tests.lab import Host
 
 WHO = r"printf '#!/bin/sh\necho; echo $(hostname -i) $REMOTE_ADDR\n' >/www/cgi-bin/who"
-WEB = ["sh", "-c", f"mkdir /www/cgi-bin; {WHO}; chmod +x /www/cgi-bin/who; exec httpd -f -p 80 -h /www"]
+WEB = [
+    "sh",
+    "-c",
+    f"mkdir /www/cgi-bin; {WHO}; chmod +x /www/cgi-bin/who; exec httpd -f -p 0.0.0.0:80 -h /www",
+]
 """Says its own address and the client's."""
 
 _TCP = """

@@ -304,3 +304,20 @@ def test_a_connection_that_is_being_made_goes_to_a_task_that_lives(world: World)
         world.say(web=[VIP, TASKS[0]])
         connection.settimeout(4)
         assert connection.recv(100).decode().split()[0] == TASKS[0]
+
+
+def test_datagrams_that_began_before_the_table_was_there_arrive_when_it_is(world: World) -> None:
+    world.client.run("nft add table ip dns; nft 'add chain ip dns o { type nat hook output priority -100; }'")
+    with world.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(0.2)
+        connection.connect((VIP, 80))
+
+        def who() -> str:
+            with suppress(OSError):
+                connection.send(b"who?")
+                return connection.recv(100).decode().split()[0]
+            return ""
+
+        assert who() == ""
+        world.say(web=[VIP, TASKS[0]])
+        assert eventually(lambda: who() == TASKS[0])

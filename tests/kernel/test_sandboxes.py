@@ -10,8 +10,9 @@ from random import Random
 
 import pytest
 
-from driver.kernel import Sandboxes, netns
+from driver.kernel import Sandboxes, netns, nft
 from driver.kernel.sandboxes import NetlinkSandboxes
+from driver.kernel.wire import Refused
 from driver.objects import Balancer, Key, Services, index
 from driver.plan import Delete, Set, diff
 from tests.fakes.sandboxes import FakeSandboxes
@@ -131,6 +132,21 @@ def test_many_services_and_many_backends(world: World) -> None:
     assert world.kernel.read(sandbox) == index([want])
     assert world.kernel.apply(diff({}, world.kernel.read(sandbox))) == {}
     assert world.kernel.read(sandbox) == {}
+
+
+@pytest.mark.kernel
+def test_a_kernel_without_the_modules_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise Refused(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(nft, "commit", refuse)
+    kernel = NetlinkSandboxes()
+    want = Balancer("/proc/self/ns/net", ONE, services(v1=[1]))
+    kernel.read(want.sandbox)
+    failure = kernel.apply([Set(want)])[want.key]
+    kernel.close()
+    assert failure.errno == errno.EOPNOTSUPP, "not as if the namespace were to come"
+    assert "modprobe -a nft_chain_nat nft_nat nft_numgen" in str(failure)
 
 
 def _drawn(random: Random) -> Services:
