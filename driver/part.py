@@ -37,7 +37,7 @@ class Part:
         """
         if self.rows is not None:
             return None if any(subject(op).key[0] in SHARED for op in ops) else self
-        rows = {op.key: op for op in map(subject, ops) if isinstance(op, Row) and op.mac != FLOOD_MAC}
+        rows = {obj.key: obj for obj in map(subject, ops) if isinstance(obj, Row) and obj.mac != FLOOD_MAC}
         if len(rows) < len(ops) or _WORTH * len(rows) > len(self.want):
             return self
         return Part(_without_others(self.want, rows), rows.values())

@@ -17,7 +17,7 @@ import pytest
 from driver.kernel import HOST, Kernel
 from driver.model import Underlay
 from driver.objects import FLOOD_MAC, FdbEntry, Kind, Neighbour, Port, Row
-from driver.plan import Delete, Set, diff
+from driver.plan import Delete, Op, Set, diff
 from driver.values import Mac
 from tests.fakes.kernel import FakeKernel
 from tests.kernel.hosts import Host, Space
@@ -69,7 +69,8 @@ def test_what_apply_did_is_no_news_after_a_read_of_it(kernel: Kernel, wake: int)
         Neighbour(NS, "vx0", ip_address("10.1.0.9"), Mac("02:42:00:00:00:77")),
         Neighbour(NS, "vx0", ip_address("fd00:1::77"), PEER_MAC),
     ]
-    for ops in ([Set(row) for row in rows], [Delete(row) for row in rows]):
+    steps: list[list[Op]] = [[Set(row) for row in rows], [Delete(row) for row in rows]]
+    for ops in steps:
         assert kernel.apply(ops) == {}
         kernel.read(NS, rows)
         assert kernel.wait(AT_ONCE, wake) == set()
