@@ -32,7 +32,8 @@ for _ in range(int(sys.argv[2])):
         answer = b""
         while part := connection.recv(4096):
             answer += part
-    seen[" ".join(answer.decode().split()[-2:])] += 1
+    task, client = answer.decode().split()[-2:]
+    seen[task + " " + client.strip("[]").rpartition(":")[2]] += 1  # [::ffff:10.0.0.2] where there is IPv6
 import json; print(json.dumps(seen))
 """
 
@@ -206,7 +207,7 @@ def test_the_first_thing_that_a_container_does(ground: Playground) -> None:
     url, tasks = f"http://{it.vip}/cgi-bin/who", it.wait(2)
     for host in ground.lab.hosts:
         for _ in range(3):
-            argv = ["run", "--rm", "--network", it.network, IMAGE, "wget", "-T", "2", "-qO-", url]
+            argv = ["run", "--rm", "--network", it.network, IMAGE, "timeout", "2", "wget", "-qO-", url]
             assert host.docker(*argv, timeout=90).split()[0] in tasks, host
 
 

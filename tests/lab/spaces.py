@@ -254,6 +254,10 @@ class Spaces:
         for child in self._children:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(10)
+            for pipe in (child.stdin, child.stdout, child.stderr):
+                with suppress(OSError):  # what is left to be written has no reader any more
+                    if pipe is not None:
+                        pipe.close()
         self._children = []
         if self._lifeline is not None:
             os.close(self._lifeline)
