@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.containers import DRIVER, IMAGE, Container, Playground, eventually
+from tests.e2e.test_services import drained
 from tests.lab import Host
 
 WHO = r"printf '#!/bin/sh\necho; echo $(hostname -i) $REMOTE_ADDR\n' >/www/cgi-bin/who"
@@ -229,6 +230,12 @@ def test_a_service_through_its_life_under_requests(ground: Playground) -> None:
     assert not before & after
     print(f"start-first: {len(seen.asked)} requests, {len(seen.failures)} failed")
     assert len(seen.asked) > 500
+    assert not seen.failures
+
+    with load(it.clients[1], it.vip) as seen, drained(ground, "h3"):
+        assert eventually(lambda: {t.host.name for t in ground.tasks(it.service)} == {"h1", "h2"}, 60)
+        it.wait(3)
+    print(f"drained: {len(seen.asked)} requests, {len(seen.failures)} failed")
     assert not seen.failures
 
     victim = it.ground.tasks(it.service)[0]
