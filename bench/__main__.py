@@ -26,12 +26,14 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     figures = Figures()
-    for alone in (scale, vips):
-        alone.run(figures, quick=options.quick)
-    with swarm(3, ENGINE) as lab:
-        for part in (convergence, calls, datapath):
-            part.run(figures, lab, quick=options.quick)
-    write("quick" if options.quick else "full", figures, time.monotonic() - began)
+    try:
+        for alone in (scale, vips):
+            alone.run(figures, quick=options.quick)
+        with swarm(3, ENGINE) as lab:
+            for part in (convergence, calls, datapath):
+                part.run(figures, lab, quick=options.quick)
+    finally:  # what was measured before something failed stays
+        write("quick" if options.quick else "full", figures, time.monotonic() - began)
 
 
 def write(form: str, figures: Figures, seconds: float) -> None:

@@ -14,6 +14,7 @@ from bench.report import subjects
 
 def plot(part: str, figures: Sequence[Figure], file: Path) -> None:
     """Draw one bar a subject, a panel a measure: medians, with the quartiles as whiskers."""
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
     mpl.rcParams["svg.hashsalt"] = part  # the same figures make the same file
     names = subjects(figures)
     columns = min(4, len(figures))
