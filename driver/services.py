@@ -34,24 +34,21 @@ def usable(state: State, network: NetworkId) -> Services | None:
     services = state.services.get(network)
     if services is None:
         return None
-    here = {a for e in state.receivers() if e.network == network for a in e.addresses}
     peers = state.peers.entries.get(network, {})
-    nodes = state.peers.nodes
-    away = {id_ for id_, node in nodes.items() if node.stale_since is not None}
+    announced = {a for e in state.receivers() if e.network == network for a in e.addresses}.union(peers)
+    away = {id_ for id_, node in state.peers.nodes.items() if node.stale_since is not None}
     synced = network in state.peers.synced
-
-    def announced(backend: Address) -> bool:
-        return not synced or backend in here or backend in peers
 
     def well(backend: Address) -> bool:
         return backend not in peers or peers[backend].node not in away
 
     found: dict[Address, tuple[Address, ...]] = {}
     for vip, service in services.items():
-        if vip.version == 4 and vip not in here and vip not in peers:
-            known = tuple(filter(announced, service.backends))
-            found[vip] = tuple(filter(well, known)) if away else known
-            found[vip] = found[vip] or known
+        if vip.version == 4 and vip not in announced:
+            known = service.backends
+            if synced and not announced.issuperset(known):
+                known = tuple(filter(announced.__contains__, known))
+            found[vip] = (tuple(filter(well, known)) if away else known) or known
     return found
 
 
