@@ -154,7 +154,7 @@ def tests(where: str) -> list[Test]:
 
 def run(figures: Figures, lab: Lab, *, quick: bool) -> None:
     """Measure every route in turn, round by round; the order turns too."""
-    rounds, seconds = (2, 1) if quick else (7, 2)
+    rounds, seconds = (1, 1) if quick else (7, 2)
     ensure_tools()
     with ExitStack() as stack:
         between = stack.enter_context(routes(lab))

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
 from bench.figures import OURS, Figures, Measure
 from bench.onehost import (
     BATCH,
@@ -38,7 +36,6 @@ from bench.onehost import (
 )
 from bench.scene import apart
 from driver.desired import FALLBACK_UNDERLAY
-from driver.kernel import netns
 from driver.kernel.netlink import NetlinkKernel
 from driver.objects import Bridge, FdbEntry, KernelObject, Namespace, Neighbour, Vxlan
 from driver.plan import Set, diff
@@ -50,7 +47,6 @@ NODES = 1_000
 ETCD = "etcd"
 """Subject: what the store's part of it takes."""
 IPROUTE2 = "ip -batch, bridge -batch"
-PYROUTE2 = "pyroute2, row by row"
 
 EMPTY, FULL = "an empty kernel", "its rows in the kernel"
 
@@ -103,7 +99,7 @@ def measure(figures: Figures, effort: Effort, folder: Path) -> None:
     """Measure in the namespaces that we are in."""
     underlay()
     for number in range(effort.kernel_rounds):
-        compare_writers(figures, folder / f"kernel{number}", slow=effort is WHOLE)
+        compare_writers(figures, folder / f"kernel{number}")
     with closing(Store(folder / "etcd")) as store, closing(Others(store.member)) as others:
         for number in range(effort.rounds):
             for size in effort.sizes:
@@ -267,11 +263,9 @@ class Trial:
         self._note(seconds(f"CPU of {self._size} endpoints announced at once"), self._plugin.cpu() - before)
 
 
-def compare_writers(figures: Figures, folder: Path, *, slow: bool) -> None:
-    """The same rows by our kernel wrapper and by others, each on a device of its own."""
+def compare_writers(figures: Figures, folder: Path) -> None:
+    """The same rows by our kernel wrapper and by iproute2, each on a device of its own."""
     writers: dict[str, Callable[[Path, Rows], None]] = {OURS: write_ourselves, IPROUTE2: write_by_iproute2}
-    if slow:
-        writers[PYROUTE2] = write_by_pyroute2
     wanted = rows_of(record(NetworkId("kernel"), n, n % NODES) for n in range(MOST))
     for number, (subject, write) in enumerate(writers.items()):
         figures.add(KERNEL, subject, timed_in_space(folder / str(number), write, wanted))
@@ -317,20 +311,6 @@ def write_by_iproute2(folder: Path, wanted: Rows) -> None:
     for program, lines in (("bridge", fdb), ("ip", neighbours)):
         command = ["nsenter", f"--net={folder / NAMESPACE}", program, "-batch", "-"]
         subprocess.run(command, input="\n".join(lines), text=True, check=True)
-
-
-def write_by_pyroute2(folder: Path, wanted: Rows) -> None:
-    """As the library offers it: a call and an acknowledgement for each row."""
-
-    def write() -> None:
-        with IPRoute() as ip:
-            (device,) = ip.link_lookup(ifname=DEVICE)
-            for address, (mac, vtep) in wanted.items():
-                ip.fdb("replace", ifindex=device, lladdr=mac, dst=str(vtep))
-                ip.neigh("replace", ifindex=device, lladdr=mac, dst=str(address), state="permanent")
-
-    with (folder / NAMESPACE).open() as namespace:
-        netns.inside(namespace.fileno(), write)
 
 
 def load_store(figures: Figures, store: Store, others: Others, count: int) -> None:
