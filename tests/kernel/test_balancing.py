@@ -321,3 +321,18 @@ def test_datagrams_that_began_before_the_table_was_there_arrive_when_it_is(world
         assert who() == ""
         world.say(web=[VIP, TASKS[0]])
         assert eventually(lambda: who() == TASKS[0])
+
+
+def test_ten_thousand_short_connections_leave_nothing_lasting(world: World) -> None:
+    """Only what the kernel itself remembers of ended connections, for two minutes at most."""
+    world.say(web=[VIP, *TASKS])
+    before = world.client.run("nft list ruleset")
+    seen = Counter(ask(world.client, VIP)[0] for _ in range(10_000))
+    assert max(seen.values()) - min(seen.values()) <= 1
+    assert world.client.run("nft list ruleset") == before
+    assert eventually(lambda: longest_memory(world.client) <= 120)
+
+
+def longest_memory(space: Space) -> int:
+    """For how many more seconds the kernel will remember a connection."""
+    return max(int(line.split()[2]) for line in space.run("conntrack -L 2>/dev/null").splitlines())
