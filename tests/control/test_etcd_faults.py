@@ -195,11 +195,17 @@ def test_a_lease_that_is_lost_is_taken_anew(
     a.join(E1)
     assert a.published()
     (lease,) = bench.member.call("lease/leases")["leases"]
-    bench.member.call("lease/revoke", ID=lease["ID"])
-    assert node_key(NodeId("a")) not in bench.dump()
-    wait_until(lambda: node_key(NodeId("a")) in bench.dump())
+    revision = node_revision(bench)
+    bench.member.call("lease/revoke", ID=lease["ID"])  # its keys go with it
+    wait_until(lambda: node_revision(bench) > revision)
     (another,) = bench.member.call("lease/leases")["leases"]
     assert another != lease
+
+
+def node_revision(bench: EtcdBench) -> int:
+    """When the record of host a was made; 0 while there is none."""
+    found = bench.member.call("kv/range", key=b64(node_key(NodeId("a")))).get("kvs", [])
+    return int(found[0]["create_revision"]) if found else 0
 
 
 def test_a_host_that_stops_for_an_upgrade_is_not_taken_for_dead(bench: EtcdBench, host: MakeHost) -> None:

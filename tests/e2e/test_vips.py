@@ -260,17 +260,29 @@ def test_a_service_through_its_life_under_requests(ground: Playground) -> None:
 def test_a_plugin_that_ends_takes_nothing_along(ground: Playground) -> None:
     """Killed, and disabled and enabled, under requests; on the Swarm's leader, with its store, too."""
     it = web(ground, 3)
-    for host, client in zip(ground.lab.hosts[:2], it.clients, strict=False):
-        with load(client, it.vip) as seen:
-            host.docker("plugin", "disable", "-f", DRIVER)
-            time.sleep(0.5)
-            host.docker("plugin", "enable", DRIVER)
-            time.sleep(1)
-        assert len(seen.asked) > 100
-        assert not seen.failures
+    for end in (disable_and_enable, kill):
+        for host, client in zip(ground.lab.hosts[:2], it.clients, strict=False):
+            with load(client, it.vip) as seen:
+                end(host)
+                time.sleep(1)
+            assert len(seen.asked) > 100
+            assert not seen.failures
     assert len(tcp(it.clients[0], it.vip, 3)) == 3
     it.scale(4)
     assert len(tcp(it.clients[1], it.vip, 4)) == 4
+
+
+def disable_and_enable(host: Host) -> None:
+    host.docker("plugin", "disable", "-f", DRIVER)
+    time.sleep(0.5)
+    host.docker("plugin", "enable", DRIVER)
+
+
+def kill(host: Host) -> None:
+    """All of its processes at once; the engine starts it again."""
+    plugin = "plugin[.]cli serve"
+    host.run(["pkill", "-KILL", "-f", plugin])
+    assert eventually(lambda: host.run(["pgrep", "-f", plugin], check=False).stdout)
 
 
 def updated(manager: Host, service: str) -> bool:
