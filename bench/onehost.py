@@ -98,12 +98,12 @@ class Others:
 
     def clear(self) -> None:
         """Remove all keys, of real hosts too."""
-        self._member.call("kv/deleterange", key=b64(ROOT), range_end=b64(ROOT[:-1] + "0"))
+        self._member.call("kv/deleterange", timeout=60, key=b64(ROOT), range_end=b64(ROOT[:-1] + "0"))
 
     def compact(self) -> None:
         """Have etcd forget what was before, as it does every ten minutes in a Swarm."""
         revision = self._member.call("maintenance/status")["header"]["revision"]
-        self._member.call("kv/compaction", revision=revision, physical=True)
+        self._member.call("kv/compaction", timeout=60, revision=revision, physical=True)
 
     def close(self) -> None:
         self._client.close()

@@ -234,8 +234,9 @@ class EtcdMember:
     def wipe(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def call(self, path: str, **body: Any) -> dict[str, Any]:
-        response = requests.post(f"{self.url}/v3/{path}", json=body, timeout=2)
+    def call(self, path: str, *, timeout: float = 2, **body: Any) -> dict[str, Any]:
+        """Ask etcd's JSON gateway; *timeout* in seconds."""
+        response = requests.post(f"{self.url}/v3/{path}", json=body, timeout=timeout)
         response.raise_for_status()
         answer: dict[str, Any] = response.json()
         return answer
