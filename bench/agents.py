@@ -21,8 +21,9 @@ from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
-from bench.alone import Plugin, store, tails
+from bench.alone import store, tails
 from bench.figures import OURS, Figures, Measure
+from bench.process import Plugin
 from bench.report import table
 from driver.desired import namespace_name
 from driver.kernel import netns

@@ -10,111 +10,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from bench.figures import OURS, Figures, Measure
+from bench.process import VTEP, Plugin
 from bench.report import table
-from bench.scene import ROOT
 from driver.kernel import netns
 from driver.kernel.wire import Channel, Request, attribute
-from tests.contract.process import head
 from tests.control.harness import running, start_members
 from tests.faults.story import BESIDE, FIRST, GIVE_BACK, NETWORK, TAKE, Step, life
 from tests.lab import etcd_binary
 
-VTEP = "192.0.2.1"
-PATIENCE = 15
-"""Seconds after which an answer will not come any more."""
 SHARE = ("CreateEndpoint", "Join", "EndpointOperInfo")
 """What an engine of a Swarm asks the plugin for one `network connect`."""
 
 _NEWLINK, _IFNAME, _NET_NS_FD = 16, 3, 28
-
-
-class Plugin:
-    """The plugin's process, as `pyoverlay serve` is; ends with its context."""
-
-    def __init__(self, folder: Path, store: str, vtep: str, *prefix: str) -> None:
-        """Start it, by the command *prefix*; socket, state and pinned namespaces are in *folder*."""
-        self.folder = folder
-        self.socket = folder / "pyoverlay.sock"
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "PYOVERLAY_SCOPE": "global",
-            "PYOVERLAY_STORE": store,
-            "PYOVERLAY_VTEP": vtep,
-            "PYOVERLAY_SOCKET": str(self.socket),
-            "PYOVERLAY_STATE_DIR": str(folder / "state"),
-            "PYOVERLAY_RUN_DIR": str(folder / "run"),
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        }
-        self.ready_after = 0.0
-        """Seconds from the start of the process to its first answer."""
-        self._started = time.perf_counter()
-        with (folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "plugin.cli", "serve"],
-                cwd=ROOT,
-                env=settings,
-                stdout=log,
-                stderr=log,
-            )
-
-    def __enter__(self) -> Plugin:
-        self.ready_after = self._wait_ready()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(PATIENCE)
-        for pin in (self.folder / "run" / "netns").glob("*"):
-            netns.unpin(pin)
-
-    def _wait_ready(self) -> float:
-        """Wait until it answers; return the seconds since its start."""
-        while True:
-            try:
-                self.call("Plugin.Activate")
-                return time.perf_counter() - self._started
-            except (FileNotFoundError, ConnectionRefusedError):
-                if time.perf_counter() - self._started > PATIENCE or self.process.poll() is not None:
-                    raise
-                time.sleep(0.002)
-
-    def call(self, method: str, body: dict[str, Any] | None = None) -> float:
-        """Call once; return the milliseconds from connecting until the whole answer was there."""
-        data = b"" if body is None else json.dumps(body).encode()
-        began = time.perf_counter()
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
-            client.connect(str(self.socket))
-            client.sendall(head(method, len(data)) + data)
-            answer = _read(client)
-            took = time.perf_counter() - began
-        if not answer.startswith(b"HTTP/1.1 200 "):
-            raise RuntimeError(f"{method}: {answer.decode()}")
-        return took * 1000
-
-
-def _read(client: socket.socket) -> bytes:
-    answer = b""
-    while chunk := client.recv(65536):
-        answer += chunk
-        lines, _, body = answer.partition(b"\r\n\r\n")
-        length = re.search(rb"(?i)content-length: (\d+)", lines)
-        if length and len(body) >= int(length[1]):
-            break
-    return answer
 
 
 class Sandbox:
@@ -145,8 +61,9 @@ def starts(figures: Figures, folder: Path, url: str, times: int) -> None:
     """Measure starts of the process until it answers, nothing being in its state."""
     measure = Measure("calls", "plugin ready after start", "s")
     for _ in range(times):
-        with Plugin(folder, url, VTEP) as plugin:
-            figures.add(measure, OURS, plugin.ready_after)
+        plugin = Plugin(folder, url)
+        figures.add(measure, OURS, plugin.start())
+        plugin.stop()
 
 
 def tails(figures: Figures) -> None:
@@ -167,7 +84,9 @@ def cycles(figures: Figures, plugin: Plugin, times: int) -> None:
             if step.method in (TAKE, GIVE_BACK):
                 sandbox.do(step)
                 continue
-            took = plugin.call(step.method, step.body)
+            began = time.perf_counter()
+            plugin.call(step.method, step.body)
+            took = (time.perf_counter() - began) * 1000
             figures.add(Measure("calls", named(step), "ms"), OURS, took)
             share += took if step.endpoint == FIRST and step.name in SHARE else 0
         figures.add(
@@ -210,7 +129,7 @@ def main() -> None:
     prepare()
     with store() as (folder, url):
         starts(figures, folder / "starts", url, arguments.starts)
-        with Plugin(folder / "plugin", url, VTEP) as plugin:
+        with Plugin(folder / "plugin", url) as plugin:
             cycles(figures, plugin, arguments.cycles)
     tails(figures)
     print(json.dumps(figures.dump()) if arguments.json else table(figures.all()))

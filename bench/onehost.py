@@ -1,4 +1,4 @@
-"""One real host among simulated ones: an etcd, what other hosts write to it, the plugin's process, its rows.
+"""One real host among simulated ones: an etcd, what other hosts write to it, a network, its rows.
 
 All of it is made in the namespaces that `bench.scene.apart` gives to a program (processes, network, mounts),
 and ends with them, whatever happens.
@@ -7,21 +7,17 @@ and ends with them, whatever happens.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
-import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
-from bench.scene import ROOT as FOLDER
+from bench.process import VTEP, Plugin, resident
 from driver.control import EndpointRecord, NodeRecord
 from driver.control.claims import Claim, Put, Withdraw
 from driver.control.etcd_client import EtcdClient
@@ -32,11 +28,9 @@ from driver.kernel import links, netns, rows
 from driver.kernel.wire import Channel, Request, attribute
 from driver.objects import FLOOD_MAC, FdbEntry
 from driver.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni, mac_of
-from tests.contract.process import children, head, read
 from tests.control.harness import EtcdMember, b64, start_members
 from tests.lab import etcd_binary
 
-VTEP = "192.0.2.1"
 BATCH = 120
 """Records in a transaction, as hosts put them."""
 _VNI = Vni(9000)
@@ -130,85 +124,10 @@ class Store:
     def memory(self) -> float:
         """MiB resident."""
         assert self.member.process
-        return _status(self.member.process.pid, "VmRSS") / 1024
+        return resident(self.member.process.pid) / 1024
 
     def close(self) -> None:
         self.member.kill()
-
-
-class Plugin:
-    """`pyoverlay serve` in a process of its own, called over its socket as an engine calls it."""
-
-    def __init__(self, folder: Path, store: str) -> None:
-        self._folder = folder
-        self.socket = folder / "pyoverlay.sock"
-        self.netns = folder / "run" / "netns"
-        self._environ = {
-            **os.environ,
-            "PYOVERLAY_SCOPE": "local",
-            "PYOVERLAY_STORE": store,
-            "PYOVERLAY_VTEP": VTEP,
-            "PYOVERLAY_LOG_LEVEL": os.environ.get("PYOVERLAY_LOG_LEVEL", "info"),
-            "PYOVERLAY_STATE_DIR": str(folder / "state"),
-            "PYOVERLAY_RUN_DIR": str(folder / "run"),
-            "PYOVERLAY_SWARM_DIR": str(folder / "swarm"),
-            "PYOVERLAY_SOCKET": str(self.socket),
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir()
-
-    def start(self) -> float:
-        """Start it; return the seconds until it has answered a first call."""
-        began = time.perf_counter()
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "plugin.cli", "serve"],
-                cwd=FOLDER,
-                env=self._environ,
-                stdout=log,
-                stderr=log,
-            )
-        until(lambda: self._answers("Plugin.Activate"), pause=0.002)
-        return time.perf_counter() - began
-
-    def stop(self) -> None:
-        """End it as the engine does."""
-        if self._process:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait(15)
-            self._process = None
-
-    def call(self, method: str, **body: Any) -> Any:
-        """Make a call; fail with what the plugin said."""
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(30)
-            client.connect(str(self.socket))
-            text = json.dumps(body).encode()
-            client.sendall(head(method, len(text)) + text)
-            status, answer = read(client)
-        assert status == 200, f"{method}: {answer.decode()}"
-        return json.loads(answer)
-
-    def memory(self) -> float:
-        """MiB of its Python processes: PSS as if no other process on the machine had the same files open."""
-        pids = self._pids()
-        return (sum(_own(pid) for pid in pids) + max(_status(pid, "RssFile") for pid in pids)) / 1024
-
-    def cpu(self) -> float:
-        """Seconds of CPU that its threads have used."""
-        tasks = (task for pid in self._pids() for task in Path(f"/proc/{pid}/task").iterdir())
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-    def _pids(self) -> list[int]:
-        assert self._process
-        return [self._process.pid, *children(self._process.pid)]
-
-    def _answers(self, method: str) -> bool:
-        assert self._process
-        assert self._process.poll() is None, (self._folder / "log").read_text()
-        with contextlib.suppress(OSError):
-            return bool(self.call(method))
-        return False
 
 
 class Network:
@@ -225,15 +144,15 @@ class Network:
         """Have the network on the host."""
         generic = {"com.docker.network.generic": {"vni": str(_VNI)}}
         subnet = {"AddressSpace": "", "Pool": "10.1.0.0/16", "Gateway": "10.1.0.1/16"}
-        self._plugin.call(
-            "NetworkDriver.CreateNetwork", NetworkID=self.id, Options=generic, IPv4Data=[subnet], IPv6Data=[]
-        )
+        body = {"NetworkID": self.id, "Options": generic, "IPv4Data": [subnet], "IPv6Data": []}
+        self._plugin.call("NetworkDriver.CreateNetwork", body)
 
     def join(self) -> None:
         """Start the container: its interface is moved into a namespace of its own."""
         interface = {"Address": "10.1.0.2/16", "AddressIPv6": "", "MacAddress": ""}
-        self._plugin.call("NetworkDriver.CreateEndpoint", **self._ids, Interface=interface, Options={})
-        self._plugin.call("NetworkDriver.Join", **self._ids, SandboxKey="", Options={})
+        made = {**self._ids, "Interface": interface, "Options": {}}
+        self._plugin.call("NetworkDriver.CreateEndpoint", made)
+        self._plugin.call("NetworkDriver.Join", {**self._ids, "SandboxKey": "", "Options": {}})
         self._container = netns.create()
         pin = f"/proc/{os.getpid()}/fd/{self._container}"
         run(f"ip link set {container_name(self._endpoint)} netns {pin}")
@@ -356,18 +275,6 @@ def run(command: str) -> None:
     """Run a shell command; fail with what it said."""
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
-
-
-def _own(pid: int) -> int:
-    """KiB of anonymous memory; what several processes share is divided among them."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
-
-
-def _status(pid: int, field: str) -> int:
-    """KiB of one kind of memory (proc_pid_status(5))."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def _octets(mac: Mac) -> bytes:

@@ -26,7 +26,6 @@ from bench.onehost import (
     BATCH,
     Network,
     Others,
-    Plugin,
     Rows,
     Store,
     record,
@@ -34,6 +33,7 @@ from bench.onehost import (
     underlay,
     until,
 )
+from bench.process import Plugin
 from bench.scene import apart
 from driver.desired import FALLBACK_UNDERLAY
 from driver.kernel.netlink import NetlinkKernel

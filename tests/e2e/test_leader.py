@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import in_swarm, put
 from tests.e2e.containers import Playground, eventually, playground
-from tests.e2e.test_vips import WEB, Load, Web, backends, load, vip_of
+from tests.e2e.web import WEB, Load, Web, backends, load, vip_of
 from tests.lab import Host, Lab
 
 
@@ -88,7 +88,7 @@ def tell(what: str, seen: Load, left: tuple[float, float]) -> None:
     began, known_at = left
     failed = [at for at, _, _ in seen.failures]
     took = known_at - began
-    print(f"{what} is dead: {len(seen.asked)} requests, {len(failed)} failed, known after {took:.1f} s")
+    print(f"{what} is dead: {seen}, known after {took:.1f} s")
     assert all(began - 1 < at < known_at + 0.1 for at in failed)
 
 

@@ -5,38 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from tests.e2e.containers import DRIVER, IMAGE, Container, Playground, eventually
 from tests.e2e.test_services import drained
+from tests.e2e.web import RATE, WEB, known, load, tcp, vip_of, web
 from tests.lab import Host
-
-WHO = r"printf '#!/bin/sh\necho; echo $(hostname -i) $REMOTE_ADDR\n' >/www/cgi-bin/who"
-WEB = [
-    "sh",
-    "-c",
-    f"mkdir /www/cgi-bin; {WHO}; chmod +x /www/cgi-bin/who; exec httpd -f -p 0.0.0.0:80 -h /www",
-]
-"""Says its own address and the client's."""
-
-_TCP = """
-import collections, socket, sys
-seen = collections.Counter()
-for _ in range(int(sys.argv[2])):
-    with socket.create_connection((sys.argv[1], 80), 5) as connection:
-        connection.sendall(b"GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n")
-        answer = b""
-        while part := connection.recv(4096):
-            answer += part
-    task, client = answer.decode().split()[-2:]
-    seen[task + " " + client.strip("[]").rpartition(":")[2]] += 1  # [::ffff:10.0.0.2] where there is IPv6
-import json; print(json.dumps(seen))
-"""
 
 _UDP = """
 import collections, socket, sys
@@ -60,113 +35,10 @@ while True:
     server.sendto(sys.argv[1].encode(), client)
 """
 
-_LOAD = """
-import json, select, socket, sys, time
-asked = []
-while not select.select([sys.stdin], [], [], 0.005)[0]:
-    began, who = time.monotonic(), ""
-    try:
-        with socket.create_connection((sys.argv[1], 80), 1) as connection:
-            connection.sendall(b"GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n")
-            answer = b""
-            while part := connection.recv(4096):
-                answer += part
-            who = answer.decode().split()[-2]
-    except (OSError, IndexError) as error:
-        who = repr(error)
-    asked.append((began, time.monotonic(), who))
-print(json.dumps(asked))
-"""
-"""Asks one thing after another, some 150 a second, until its input ends."""
-
-
-@dataclass
-class Load:
-    """What a client has seen: when it asked, when it was answered, and by whom or why not."""
-
-    asked: list[tuple[float, float, str]] = field(default_factory=list)
-
-    @property
-    def failures(self) -> list[tuple[float, float, str]]:
-        return [one for one in self.asked if "Error" in one[2]]
-
-    def of(self, address: str) -> list[float]:
-        """When *address* answered."""
-        return [began for began, _, who in self.asked if who == address]
-
-
-@contextmanager
-def load(client: Container, vip: str) -> Iterator[Load]:
-    """Have *client* ask all the time; what it saw is there after the end."""
-    found = Load()
-    process = client.popen(_LOAD, vip)
-    try:
-        time.sleep(0.3)
-        yield found
-        time.sleep(0.3)
-    finally:
-        found.asked = json.loads(process.communicate("\n", timeout=30)[0])
-
-
-def tcp(client: Container, vip: str, count: int) -> Counter[str]:
-    """How many of *count* connections each task has served; with the client's address as the task saw it."""
-    return Counter(json.loads(client.python(_TCP, vip, str(count))))
-
 
 def udp(client: Container, vip: str, count: int) -> Counter[str]:
     """The same by datagrams, each from another port."""
     return Counter(json.loads(client.python(_UDP, vip, str(count))))
-
-
-def vip_of(manager: Host, service: str, network: str) -> str:
-    inspected: dict[str, Any] = json.loads(manager.docker("service", "inspect", service))[0]
-    identity = manager.docker("network", "inspect", "-f", "{{.Id}}", network)
-    (found,) = [v["Addr"] for v in inspected["Endpoint"]["VirtualIPs"] if v["NetworkID"] == identity]
-    return str(found).partition("/")[0]
-
-
-def backends(client: Container, vip: str) -> set[str]:
-    """Where *vip* leads to, by the client's own table."""
-    table = client.host.run(["nsenter", "-t", client.pid, "-n", "nft", "list", "ruleset"]).stdout
-    chain = table.partition(f"chain s{vip} {{")[2].partition("}\n")[0]
-    return {word.strip(",") for word in chain.partition("map {")[2].split() if "." in word}
-
-
-def known(client: Container, vip: str, wanted: set[str]) -> bool:
-    """Whether *vip* has a table that leads to exactly these."""
-    return backends(client, vip) == wanted
-
-
-@dataclass
-class Web:
-    """A service, its virtual address, and a client on every host that knows it."""
-
-    ground: Playground
-    network: str
-    service: str
-    vip: str
-    clients: list[Container]
-
-    def scale(self, replicas: int) -> set[str]:
-        """Have so many tasks; return their addresses once every client knows them."""
-        self.ground.manager.docker("service", "scale", "-d", f"{self.service}={replicas}")
-        return self.wait(replicas)
-
-    def wait(self, replicas: int) -> set[str]:
-        tasks = self.ground.wait_tasks(self.service, replicas)
-        addresses = {task.address(self.network) for task in tasks}
-        assert eventually(lambda: all(known(c, self.vip, addresses) for c in self.clients), 10)
-        return addresses
-
-
-def web(ground: Playground, replicas: int, *options: str) -> Web:
-    network = ground.network()
-    service = ground.service(network, replicas, *options, command=WEB)
-    clients = ground.everywhere(network)
-    ground.wait_tasks(service, replicas)
-    made = Web(ground, network, service, vip_of(ground.manager, service, network), clients)
-    made.wait(replicas)
-    return made
 
 
 def test_from_everywhere_every_task_of_every_service(ground: Playground) -> None:
@@ -214,7 +86,7 @@ def test_the_first_thing_that_a_container_does(ground: Playground) -> None:
 
 def test_a_service_through_its_life_under_requests(ground: Playground) -> None:
     """Scaled, updated with the new task first: no request fails. A task is killed: those under way do."""
-    healthy = ["--health-cmd", "wget -qO- 127.0.0.1/cgi-bin/who", "--health-interval", "500ms"]
+    healthy = ["--health-cmd", "wget -qO- 127.0.0.1/me", "--health-interval", "500ms"]
     order = ["--update-order", "start-first", "--update-parallelism", "1", "--restart-delay", "1s"]
     it = web(ground, 2, *healthy, *order)
     with load(it.clients[1], it.vip) as seen:
@@ -228,14 +100,14 @@ def test_a_service_through_its_life_under_requests(ground: Playground) -> None:
         assert eventually(lambda: updated(ground.manager, it.service), 60)
         after = it.wait(3)
     assert not before & after
-    print(f"start-first: {len(seen.asked)} requests, {len(seen.failures)} failed")
-    assert len(seen.asked) > 500
+    print(f"start-first: {seen}")
+    assert seen.rate > 0.9 * RATE
     assert not seen.failures
 
     with load(it.clients[1], it.vip) as seen, drained(ground, "h3"):
         assert eventually(lambda: {t.host.name for t in ground.tasks(it.service)} == {"h1", "h2"}, 60)
         it.wait(3)
-    print(f"drained: {len(seen.asked)} requests, {len(seen.failures)} failed")
+    print(f"drained: {seen}")
     assert not seen.failures
 
     victim = it.ground.tasks(it.service)[0]
@@ -246,7 +118,7 @@ def test_a_service_through_its_life_under_requests(ground: Playground) -> None:
         time.sleep(2)
     failed = [(began - killed, answered - killed, who) for began, answered, who in seen.failures]
     last = max(seen.of(address)) - killed
-    print(f"killed: {len(seen.asked)} requests, failed: {failed}, last answer of the dead {last:.3f} s")
+    print(f"killed: {seen}: {failed}, last answer of the dead {last:.3f} s")
     assert all(began < 1 for began, _, _ in failed)
     it.wait(3)
 

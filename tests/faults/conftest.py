@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import built
+from tests.faults.idle import Idle, idle_connection
 from tests.faults.scene import Scene, scene
 
 __all__ = ["built"]
@@ -52,6 +53,19 @@ def stage(stages: Stages, request: pytest.FixtureRequest) -> Iterator[Scene]:
     yield made
     if request.node.stash.get(FAILED, False) or "spent" in made.notes:
         stages.close()
+
+
+@pytest.fixture(scope="session")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Idle]:
+    with idle_connection(tmp_path_factory.mktemp("idle")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def open_early(request: pytest.FixtureRequest) -> None:
+    """It idles while everything else runs, so that nobody has to wait for it."""
+    if any("idle" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("idle")
 
 
 @pytest.hookimpl(wrapper=True)

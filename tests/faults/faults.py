@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from tests.e2e.containers import DRIVER
+from tests.e2e.containers import DRIVER, unique
 from tests.faults.facts import PREFIX, processes, read, state_folder, store_host
 from tests.faults.scene import Scene, arbiter_and_worker, leader_of, plugin_answers, signal, until
 from tests.lab import Host, wait_for
@@ -89,10 +89,11 @@ def _enable(scene: Scene) -> None:
 
 def _push_and_disable(scene: Scene) -> None:
     """Put a version with one file more into the lab's registry, from a host that does not run it."""
+    scene.notes["version"] = unique("version")
     host, reference = scene.lab.hosts[0], f"{scene.lab.registry()}/pyoverlay:latest"
     staged = host.folder / "next"
     subprocess.run(["cp", "-a", scene.built, staged], check=True)
-    (staged / "rootfs/next").touch()
+    (staged / "rootfs" / scene.notes["version"]).touch()
     host.docker("plugin", "create", reference, str(staged), timeout=180)
     host.docker("plugin", "push", reference, timeout=180)
     host.docker("plugin", "rm", reference)
@@ -105,7 +106,8 @@ def _upgrade(scene: Scene) -> None:
     argv = ["upgrade", "--grant-all-permissions", "--skip-remote-check", DRIVER, reference]
     host.docker("plugin", *argv, timeout=180)
     host.docker("plugin", "enable", DRIVER)
-    assert (state_folder(host).parent / "rootfs/next").exists(), "it is still the old version"
+    new = state_folder(host).parent / "rootfs" / scene.notes.pop("version")
+    assert new.exists(), "it is still the old version"
 
 
 def _silence_most(scene: Scene) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.containers import Container, eventually, removed
+from tests.e2e.web import WEB, Web, tcp, vip_of
 from tests.faults.checker import FORGOTTEN, ended
 from tests.faults.facts import read
 from tests.faults.faults import FAULTS, Fault, Traffic
@@ -92,12 +93,16 @@ class Soak:
             self.scene.ground.networks.remove(gone)
 
     def scale(self) -> None:
-        replicas, ground = self.dice.randrange(1, MOST), self.scene.ground
+        """Scale a service, and have its virtual address lead every anchor to all of its tasks."""
+        replicas, ground, network = self.dice.randrange(1, MOST), self.scene.ground, self.scene.network
         if not self.service:
-            self.service = ground.service(self.scene.network, replicas, "--endpoint-mode", "dnsrr")
-        else:
-            ground.manager.docker("service", "scale", "-d", f"{self.service}={replicas}")
-        ground.wait_tasks(self.service, replicas)
+            self.service = ground.service(network, replicas, command=WEB)
+        vip = vip_of(ground.manager, self.service, network)
+        web = Web(ground, network, self.service, vip, list(self.scene.anchors.values()))
+        tasks = web.scale(replicas)
+        for client in web.clients:
+            answered = {seen.split()[0] for seen in tcp(client, vip, len(tasks))}
+            assert answered == tasks, f"{client.name} was answered by {answered}, not by {tasks}"
 
     def fault(self, chosen: Fault) -> None:
         if chosen.name.startswith("node leaves"):  # whoever leaves a Swarm leaves its networks
