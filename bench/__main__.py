@@ -45,8 +45,8 @@ def write(form: str, figures: Figures, seconds: float) -> None:
     pictures = []
     for part, group in by_part(figures.all()):
         name = f"{form}-{part.replace(' ', '-')}.svg"
-        plot(part, list(group), RESULTS / name)
-        pictures.append(f"![{part}]({name})")
+        if plot(part, list(group), RESULTS / name):
+            pictures.append(f"![{part}]({name})")
     text = "\n".join([f"# {form} form", "", facts(on), "", table(figures.all()), *pictures, ""])
     (RESULTS / f"{form}.md").write_text(text, encoding="utf-8")
     print(text)

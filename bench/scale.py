@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,7 +45,7 @@ PART = "scale"
 MOST = 10_000
 NODES = 1_000
 ETCD = "etcd"
-"""Subject: what the store's part of it takes."""
+"""Subject: the store by itself."""
 IPROUTE2 = "ip -batch, bridge -batch"
 
 EMPTY, FULL = "an empty kernel", "its rows in the kernel"
@@ -144,8 +144,11 @@ class Trial:
     def _rows(self) -> Rows:
         return rows_of(self._records)
 
-    def _note(self, measure: Measure, value: float, subject: str = OURS) -> None:
-        self._figures.add(measure, subject, value)
+    def _note(self, measure: Measure, value: float) -> None:
+        self._figures.add(measure, OURS, value)
+
+    def _note_etcd(self, whole: Measure, value: float) -> None:
+        self._figures.add(replace(whole, name=f"{whole.name}: etcd's part"), ETCD, value)
 
     def _come(self) -> None:
         """A plugin that has never run, then the first container of the network on this host."""
@@ -161,7 +164,7 @@ class Trial:
         self._note(seconds(f"network of {self._size} created and joined"), joined - began)
         rows = seconds(f"network of {self._size} created and joined, to all rows")
         self._note(rows, ended - began)
-        self._note(rows, read, ETCD)
+        self._note_etcd(rows, read)
 
     def _change(self) -> None:
         """One endpoint more, and one less, each by itself."""
@@ -174,7 +177,7 @@ class Trial:
             put = time.perf_counter()
             ended = until(lambda: self._forwarding.has(address, mac, vtep))  # noqa: B023
             self._note(added, ended - began)
-            self._note(added, put - began, ETCD)
+            self._note_etcd(added, put - began)
             self._rest_a_moment()
             began = time.perf_counter()
             self._others.withdraw([one])
@@ -259,7 +262,7 @@ class Trial:
         self._rest_a_moment()
         measure = seconds(f"{self._size} endpoints announced at once, to all rows")
         self._note(measure, ended - began)
-        self._note(measure, put - began, ETCD)
+        self._note_etcd(measure, put - began)
         self._note(seconds(f"CPU of {self._size} endpoints announced at once"), self._plugin.cpu() - before)
 
 

@@ -97,7 +97,13 @@ class Load:
         return [began for began, _, who in self.asked if who == address]
 
     def __str__(self) -> str:
-        return f"{len(self.asked)} requests, {self.rate:.0f} a second, {len(self.failures)} failed"
+        told = f"{len(self.asked)} requests, {self.rate:.0f} a second, {len(self.failures)} failed"
+        if not self.failures:
+            return told
+        began = self.asked[0][0]
+        first, last = (self.failures[n][0] - began for n in (0, -1))
+        kinds = dict(Counter(who for _, _, who in self.failures))
+        return f"{told}, begun from {first:.1f} s to {last:.1f} s: {kinds}"
 
 
 @contextmanager

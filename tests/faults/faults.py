@@ -196,9 +196,15 @@ def _start_worker(scene: Scene) -> None:
     _start(scene.worker)
 
 
+def _first_leader(scene: Scene) -> list[Host]:
+    """Who led the Swarm when this was asked first: it may be another by now."""
+    if "leader" not in scene.notes:
+        scene.notes["leader"] = scene.leader.name
+    return [scene.lab.host(scene.notes["leader"])]
+
+
 def _kill_leader_engine(scene: Scene) -> None:
-    scene.notes["leader"] = scene.leader.name
-    scene.leader.stop_engine(kill=True)
+    _first_leader(scene)[0].stop_engine(kill=True)
 
 
 def _start_leader(scene: Scene) -> None:
@@ -242,16 +248,12 @@ def _heal_control(scene: Scene) -> None:
 
 def _two_managers(scene: Scene) -> list[Host]:
     """The leader and another manager."""
-    names = scene.notes.get("two") or scene.leader.name
-    first = names.split()[0]
-    second = next(h.name for h in scene.lab.hosts[:3] if h.name != first)
-    return [scene.lab.host(first), scene.lab.host(second)]
+    (first,) = _first_leader(scene)
+    return [first, next(host for host in scene.lab.hosts[:3] if host is not first)]
 
 
 def _cut_two_managers(scene: Scene) -> None:
-    two = _two_managers(scene)
-    scene.notes["two"] = " ".join(host.name for host in two)
-    for host in two:
+    for host in _two_managers(scene):
         scene.lab.cut(host)
 
 
@@ -261,7 +263,7 @@ def _heal_two_managers(scene: Scene) -> None:
         scene.lab.heal(host)
     until(lambda: leader_of(scene.lab), "the Swarm has a leader again", 60)
     until(lambda: all(node_is(scene, host, "Ready") for host in two), "all nodes are ready", 60)
-    del scene.notes["two"]
+    del scene.notes["leader"]
 
 
 def _leave(scene: Scene) -> None:
@@ -478,7 +480,7 @@ FAULTS = (
         "Swarm leader's engine killed",
         _kill_leader_engine,
         _start_leader,
-        hosts=_leader_host,
+        hosts=_first_leader,
         traffic=Traffic.DEAD,
         lasts=15,
         bound=30,
