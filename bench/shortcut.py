@@ -15,8 +15,9 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -51,10 +52,15 @@ class End:
     space: Space
     address: str
 
-    def sockperf(self, cpu: int, *arguments: str) -> list[str]:
-        """Return the command that runs it here."""
+    def sockperf(self, cpu: int, *arguments: str) -> subprocess.Popen[str]:
+        """Start it here."""
         enter = ["nsenter", f"--net={self.space.path}", "taskset", "-c", str(cpu)]
-        return [*enter, "sockperf", *arguments]
+        return subprocess.Popen([*enter, "sockperf", *arguments], stdout=subprocess.PIPE, text=True)
+
+    def send(self, mode: str, other: End, cpu: int, size: int, *more: str) -> subprocess.Popen[str]:
+        """Send to *other*'s server on *cpu*: as sockperf does, nothing for two seconds, and then for one."""
+        there = ("-i", other.address, "-p", str(_PORTS[cpu]), "-m", str(size), "-t", "1")
+        return self.sockperf(0, mode, *there, *more)
 
 
 Route = tuple[End, End]
@@ -65,16 +71,15 @@ def run(figures: Figures, rounds: int) -> None:
     with ExitStack() as stack:
         routes = ground(stack)
         for turn in range(rounds):
-            first = turn % len(WAYS)
-            order = [*WAYS[first:], *WAYS[:first]]
+            order = [*WAYS[turn % len(WAYS) :], *WAYS[: turn % len(WAYS)]]
             for size in SIZES:
                 name = f"UDP, {size} bytes"
-                trips = {way: trip(routes[way], size) for way in order}
+                took = trips(routes, order, size)
                 streams = {way: stream(routes[way], size) for way in order if way != UNDERLAY}
-                added = {way: took - trips[UNDERLAY] for way, took in trips.items() if way != UNDERLAY}
+                added = {way: took[way] - took[UNDERLAY] for way in streams}
                 rates = {way: rate for way, (rate, _) in streams.items()}
                 costs = {way: cost for way, (_, cost) in streams.items()}
-                add(figures, f"{name}: round trip", "µs", trips)
+                add(figures, f"{name}: round trip", "µs", took)
                 add(figures, f"{name}: of that added to the hosts'", "µs", added)
                 add(figures, f"{name}: a second", "packets", rates, "more")
                 add(figures, f"{name}: CPU per million", "s", costs)
@@ -95,21 +100,22 @@ def add(
     figures.add(alone, BUILT_IN, found[BUILT_IN])
 
 
-def trip(route: Route, size: int) -> float:
-    """Return the median of round trips, in microseconds."""
-    source, target = route
-    to = ("-i", target.address, "-p", str(_PORTS[0]), "-m", str(size))
-    said = _output(source.sockperf(0, "ping-pong", *to, "-t", "1", "--full-rtt"))
-    (median,) = re.findall(r"percentile 50\.000 += +([\d.]+)", said)
-    return float(median)
+def trips(routes: Mapping[str, Route], order: Sequence[str], size: int) -> dict[str, float]:
+    """Return the medians of round trips, in microseconds."""
+    started = {}
+    for way in order:
+        source, target = routes[way]
+        started[way] = source.send("ping-pong", target, 0, size, "--full-rtt")
+        time.sleep(1.25)  # while one waits, the one before sends
+    said = {way: client.communicate(timeout=30)[0] for way, client in started.items()}
+    return {way: float(re.findall(r"percentile 50\.000 += +([\d.]+)", said[way])[0]) for way in order}
 
 
 def stream(route: Route, size: int) -> tuple[float, float]:
     """Return how many datagrams arrive in a second, and the CPU seconds of a million."""
     source, target = route
-    to = ("-i", target.address, "-p", str(_PORTS[1]), "-m", str(size))
     before, spent = _arrived(target.space), busy()
-    _output(source.sockperf(0, "throughput", *to, "-t", "1"))
+    source.send("throughput", target, 1, size).communicate(timeout=30)
     arrived, spent = _arrived(target.space) - before, busy() - spent
     return arrived, spent / (arrived / 1e6)
 
@@ -127,8 +133,7 @@ def ground(stack: ExitStack) -> dict[str, Route]:
         routes[UNDERLAY] = (End(hosts[0], "192.0.2.1"), End(hosts[1], "192.0.2.2"))
     for _, target in routes.values():
         for cpu, port in _PORTS.items():
-            command = target.sockperf(cpu, "server", "-p", str(port))
-            server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            server = target.sockperf(cpu, "server", "-p", str(port))
             stack.callback(server.wait)
             stack.callback(server.kill)
         assert eventually(lambda t=target: t.space.run("ss -lunH").count(":500") == len(_PORTS))  # type: ignore[misc]
@@ -144,7 +149,7 @@ def _ours(hosts: list[Host], *, shortcuts: bool = True) -> list[Space]:
     for machine in machines:
         machine.create("bench", "10.9.0.0/24", 7000)
     spaces = [machine.attach("bench", f"10.9.0.1{machine.vtep.packed[3]}") for machine in machines]
-    assert eventually(lambda: _reaches(spaces[0], "10.9.0.12"))
+    assert ping(spaces[0], "10.9.0.12")
     for machine in machines:
         machine.engine.stop()
         machine.balancing.stop()
@@ -184,12 +189,6 @@ MAKERS: Mapping[str, Callable[[list[Host]], list[Space]]] = {
 }
 
 
-def _reaches(source: Space, address: str) -> bool:
-    with suppress(TimeoutError):
-        return ping(source, address)
-    return False
-
-
 def _plain() -> Space:
     """Make a namespace with nobody's settings, as the engine makes them; it ends with this process."""
 
@@ -206,10 +205,6 @@ def _arrived(space: Space) -> int:
     names, values = (line.split() for line in text.splitlines() if line.startswith("Udp:"))
     found = dict(zip(names, values, strict=True))
     return int(found["InDatagrams"]) + int(found["RcvbufErrors"])
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
 
 
 def main() -> None:

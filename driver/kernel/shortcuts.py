@@ -165,9 +165,8 @@ def _send() -> None:
 def _are_counted() -> bool:
     """Tell whether most of the frames are: more than the kernel sends there of its own accord."""
     for _ in range(_LOOKS):
-        lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
-        (packets,) = (int(line.split()[2]) for line in lines if line.split()[0] == f"{_TRIAL.peer}:")
-        if packets > _FRAMES // 2:
+        rows = [line.split() for line in Path("/proc/thread-self/net/dev").read_text().splitlines()]
+        if sum(int(row[2]) for row in rows if row[0] == f"{_TRIAL.peer}:") > _FRAMES // 2:
             return True
         time.sleep(_PAUSE)
     return False
