@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from ipaddress import ip_interface
 
@@ -20,6 +21,7 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Shortcut,
     Vxlan,
     index,
 )
@@ -67,10 +69,13 @@ def container_mtu(network: Network, vtep: Address | None, underlay: Underlay) ->
     return (network.underlay_mtu or underlay.mtu) - overhead
 
 
-def desired(state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_UNDERLAY) -> KernelState:
+def desired(
+    state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_UNDERLAY, *, shortcuts: bool = True
+) -> KernelState:
     """Return everything that must exist in this host's kernel for a network, and nothing else.
 
-    Nothing must exist while no container of it is on this host.
+    Nothing must exist while no container of it is on this host. *shortcuts* are only for kernels that
+    have them.
     """
     network = state.networks.get(network_id)
     present = [
@@ -86,6 +91,8 @@ def desired(state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_U
         objects += _segment(state, network, segment, mtu)
         objects += _forwarding(state, network, segment)
     objects += [p for e in present if (p := _port(state, network, e, mtu)) is not None]
+    if shortcuts:
+        objects += _shortcuts(network, present)
     return index(objects)
 
 
@@ -163,6 +170,16 @@ def _port(state: State, network: Network, endpoint: Endpoint, mtu: int) -> Port 
 def _port_alias(endpoint: Endpoint) -> str:
     addresses = " ".join(str(i.ip) for i in endpoint.interfaces)
     return f"{ALIAS_PREFIX}endpoint {endpoint.id} {addresses}"
+
+
+def _shortcuts(network: Network, present: Collection[Endpoint]) -> Iterator[Shortcut]:
+    """Yield the shortcut into each container; of two with one MAC the bridge knows who spoke last."""
+    shared = Counter(e.mac for e in present)
+    for endpoint in present:
+        segment = network.segment_of(endpoint.interfaces[0].ip)
+        if segment is not None and shared[endpoint.mac] == 1:
+            device = vxlan_name(segment.vni)
+            yield Shortcut(namespace_name(network.id), device, endpoint.mac, port_name(endpoint.id))
 
 
 def _forwarding(state: State, network: Network, segment: Segment) -> Iterator[KernelObject]:

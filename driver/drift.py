@@ -18,6 +18,7 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Shortcut,
     Vxlan,
     parent,
 )
@@ -36,8 +37,8 @@ class Finding:
 
 
 def findings(ops: Sequence[Op]) -> list[Finding]:
-    """Return the causes of *ops*, which would mend the kernel; what went with its parent is none."""
-    gone = {op.want.key for op in ops if isinstance(op, Set) and op.have is None}
+    """Return the causes of *ops*, which would mend the kernel; what went with another object is none."""
+    gone = {op.want.key for op in ops if isinstance(op, Set) and not _is_in_place(op)}
     return [Finding(subject(op).key[0], _text(op)) for op in ops if not _follows(op, gone)]
 
 
@@ -47,11 +48,18 @@ def sentence(found: Sequence[Finding]) -> str:
     return told if len(found) <= _TOLD else f"{told}; and {len(found) - _TOLD} more"
 
 
+def _is_in_place(op: Set) -> bool:
+    """Tell whether there is something under the name that *op* wants."""
+    return op.have is not None and op.have.key == op.want.key
+
+
 def _follows(op: Op, gone: set[Key]) -> bool:
     if isinstance(op, Delete):
-        return False
+        return isinstance(op.have, Shortcut) and not op.have.port  # its container has ended
     if op.have is None:
         return parent(op.want) in gone
+    if isinstance(op.want, Shortcut):
+        return (Kind.PORT, op.want.namespace, op.want.port, "") in gone
     unplugged = isinstance(op.have, Vxlan | Port) and not op.have.bridge
     return unplugged and isinstance(op.want, Vxlan | Port) and _bridge_of(op.want) in gone
 
@@ -93,6 +101,8 @@ def _name(obj: KernelObject) -> str:
             return f"address {obj.interface} of {obj.device}"
         case FdbEntry() | Neighbour():
             return _row(obj)
+        case Shortcut():
+            return f"shortcut to {obj.mac} from {obj.device}"
         case Balancer():
             return f"table {obj.namespace} in {obj.sandbox}"
 

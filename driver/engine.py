@@ -100,6 +100,7 @@ class Engine:
         self._doubted: Mapping[EndpointId, float] = {}
         """Doubtful endpoints, and since which audit."""
         self._way = Way(kernel)
+        self._has_shortcuts = False
         self.repairs: Counter[Kind] = Counter()
         """How many objects were mended because somebody else had changed them."""
         self._done = threading.Condition()
@@ -110,6 +111,7 @@ class Engine:
 
         Nothing that has ended meanwhile is in the state's publication when this returns.
         """
+        self._has_shortcuts = self._kernel.has_shortcuts()
         adopt_kernel(self._store, self._kernel, self._clock)
         self._store.subscribe(self._work)
         self._thread.start()
@@ -230,7 +232,8 @@ class Engine:
         try:
             part = None
             if goes_on and not due:
-                part = changed_part(progress.state or state, state, network, underlay)
+                before = progress.state or state
+                part = changed_part(before, state, network, underlay, shortcuts=self._has_shortcuts)
             errors = self._converge(state, network, underlay, part, settled=settled)
         except KernelError as failure:
             progress.missing = {}  # nobody could see
@@ -244,7 +247,7 @@ class Engine:
     ) -> Mapping[Key, KernelError]:
         """Make the kernel hold what *part* wants; None stands for all."""
         for attempt in range(_PASSES):
-            part = part or Part(desired(state, network, underlay))
+            part = part or Part(desired(state, network, underlay, shortcuts=self._has_shortcuts))
             have = self._read(network, part)
             if have is None:
                 part = None
@@ -276,7 +279,8 @@ class Engine:
     def _note_drift(self, network: NetworkId, ops: list[Op]) -> None:
         found = findings(ops)
         self.repairs.update(finding.kind for finding in found)
-        log.warning("network %s: repaired: %s", network, sentence(found))
+        if found:
+            log.warning("network %s: repaired: %s", network, sentence(found))
 
     def _note_missing(self, network: NetworkId, missing: Collection[EndpointId]) -> None:
         """Withdraw endpoints whose ports have been missing for so long that no Leave will come."""

@@ -14,6 +14,7 @@ port (veth)        likewise; the alias names endpoint and addresses for a human 
 FDB row            on a VXLAN device of ours, ``self``, permanent, with a destination
 neighbour          on a VXLAN device of ours, permanent
 address            on a bridge of ours, scope global
+shortcut           in the map of the filter named ``pyoverlay`` of a VXLAN device of ours
 balancer           in a container's namespace, a table of nftables named as our namespaces
 =================  ====================================================================
 """
@@ -55,7 +56,8 @@ class Kind(IntEnum):
     PORT = 4
     FDB = 5
     NEIGHBOUR = 6
-    BALANCER = 7
+    SHORTCUT = 7
+    BALANCER = 8
 
 
 SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
@@ -200,6 +202,25 @@ class Neighbour(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Shortcut:
+    """The way from a tunnel straight into the container behind *port*, past bridge and queue (ADR 12).
+
+    For frames to *mac* alone; all others take the bridge.
+    """
+
+    namespace: str
+    device: str
+    mac: Mac
+    port: str
+    """Empty when there is no such device any more."""
+
+    @property
+    def key(self) -> Key:
+        """Identity: device and MAC."""
+        return (Kind.SHORTCUT, self.namespace, self.device, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
 class Balancer:
     """The services of one network in a container's own namespace: destination NAT for what it sends.
 
@@ -223,7 +244,7 @@ class Balancer:
 
 
 Row: TypeAlias = FdbEntry | Neighbour
-KernelObject: TypeAlias = Namespace | Bridge | BridgeAddress | Vxlan | Port | Row | Balancer
+KernelObject: TypeAlias = Namespace | Bridge | BridgeAddress | Vxlan | Port | Row | Shortcut | Balancer
 KernelState: TypeAlias = Mapping[Key, KernelObject]
 
 
@@ -236,7 +257,7 @@ def parent(obj: KernelObject) -> Key | None:
             return (Kind.NAMESPACE, obj.namespace, "", "")
         case BridgeAddress():
             return (Kind.BRIDGE, obj.namespace, obj.device, "")
-        case FdbEntry() | Neighbour():
+        case FdbEntry() | Neighbour() | Shortcut():
             return (Kind.VXLAN, obj.namespace, obj.device, "")
 
 

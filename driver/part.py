@@ -1,7 +1,7 @@
 """The part of a network that a change concerns: all that needs to be looked at. Pure.
 
 A change among ten thousand remote endpoints then costs what one costs, and a container's start does not
-have the kernel list all rows. Devices and addresses are few and always belong to the part.
+have the kernel list all rows. Devices, addresses and shortcuts are few and always belong to the part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORTH = 4
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """All devices and addresses of a network, and of the rows those at the places of *rows*, or all."""
+    """All devices, addresses and shortcuts of a network, and of the rows those at *rows*' places, or all."""
 
     want: KernelState
     rows: Collection[Row] | None = None
@@ -43,12 +43,16 @@ class Part:
         return Part(_without_others(self.want, rows), rows.values())
 
 
-def changed_part(before: State, after: State, network: NetworkId, underlay: Underlay) -> Part | None:
+def changed_part(
+    before: State, after: State, network: NetworkId, underlay: Underlay, *, shortcuts: bool = True
+) -> Part | None:
     """Return what of the network is not wanted any more as it was *before*; None when that is most of it.
 
     Both states must have one network, one host and one underlay.
     """
-    was, want = (desired(state, network, underlay) for state in narrowed(before, after, network))
+    was, want = (
+        desired(state, network, underlay, shortcuts=shortcuts) for state in narrowed(before, after, network)
+    )
     rows = changed_rows(was, want)
     is_first_or_last = bool(was) != bool(want)  # of the containers here
     if is_first_or_last or _WORTH * len(rows) > 2 * len(after.peers.entries.get(network, ())):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from driver.objects import FdbEntry, KernelObject, KernelState, Key, Kind, Neighbour, Port, parent
+from driver.objects import FdbEntry, KernelObject, KernelState, Key, Kind, Neighbour, Port, Shortcut, parent
 
 #: Rows of a device vanish with it; ports and devices are taken down one by one, because
 #: a namespace dies asynchronously and would keep its VNI busy until then.
-_ROWS = frozenset({Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS})
+_ROWS = frozenset({Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS, Kind.SHORTCUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,14 @@ def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> li
     not said yet that it is in sync, so what looks superfluous may only be unknown.
     """
     renamed = _renamed(want, have)
+    there = {**have, **renamed}
+    want = _without_dead_ends(want, there)
     gone = have.keys() - want.keys() - {port.key for port in renamed.values()}
     deletes = [
         Delete(have[key])
         for key in sorted(gone, reverse=True)
         if _must_delete(have[key], have, want, prune_rows)
     ]
-    there = {**have, **renamed}
     # To sort the few that differ takes less than to sort all.
     wrong = [key for key, obj in want.items() if _must_set(obj, there.get(key))]
     sets = [Set(want[key], there.get(key)) for key in sorted(wrong)]
@@ -66,6 +67,22 @@ def _renamed(want: KernelState, have: KernelState) -> dict[Key, Port]:
     }
     wanted = ((key, obj) for key, obj in want.items() if isinstance(obj, Port) and key not in have)
     return {key: strays[whose] for key, obj in wanted if (whose := (obj.namespace, obj.alias)) in strays}
+
+
+def _without_dead_ends(want: KernelState, there: KernelState) -> KernelState:
+    """Return the wish without shortcuts to ports that are gone for good: their containers have ended."""
+    lost = {
+        (obj.namespace, obj.name)
+        for key, obj in want.items()
+        if isinstance(obj, Port) and not obj.create and key not in there
+    }
+    if not lost:
+        return want
+    return {
+        key: obj
+        for key, obj in want.items()
+        if not (isinstance(obj, Shortcut) and (obj.namespace, obj.port) in lost)
+    }
 
 
 def _must_delete(obj: KernelObject, have: KernelState, want: KernelState, prune_rows: bool) -> bool:

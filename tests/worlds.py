@@ -19,6 +19,7 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Shortcut,
     Vxlan,
     index,
 )
@@ -102,6 +103,8 @@ def _segment(
         peer = f"c{number}{segment}{port}"
         peer_mac = mac_of(IPv4Address(f"{prefix4}.{10 + port}"))
         found.append(Port(namespace, f"p{segment}{port}", bridge, f"pyoverlay {peer}", peer, peer_mac, mtu))
+        if random.random() < 0.8:
+            found.append(Shortcut(namespace, vxlan, peer_mac, f"p{segment}{port}"))
     for host in random.sample(range(100, 108), random.randint(0, 6)):
         addresses: list[Address] = [IPv4Address(f"{prefix4}.{host}"), IPv6Address(f"{prefix6}:{host}")]
         owner = mac_of(addresses[0])

@@ -18,6 +18,9 @@ HOST = ""
 class Kernel(Protocol):
     """What the engine needs of a kernel. One thread calls it; NetlinkKernel is the real one."""
 
+    def has_shortcuts(self) -> bool:
+        """Whether this kernel has shortcuts past the bridge; if not, the log says why."""
+
     def namespaces(self) -> Collection[str]:
         """Names of all pinned namespaces that are ours."""
 

@@ -1,11 +1,11 @@
-"""All that is ours in one namespace: devices, addresses and rows together."""
+"""All that is ours in one namespace: devices, addresses, rows and shortcuts together."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
-from driver.kernel import links, rows
+from driver.kernel import links, rows, shortcuts
 from driver.kernel.links import Link
 from driver.kernel.wire import Channel
 from driver.objects import WRONG_MTU, Bridge, BridgeAddress, KernelObject, Row, Vxlan
@@ -34,3 +34,5 @@ def contents(
         yield from rows.read(channel, namespace, vxlans)
     else:
         yield from rows.find(channel, namespace, vxlans, wanted)
+    for index in vxlans:
+        yield from shortcuts.read(channel, namespace, found[index], found)

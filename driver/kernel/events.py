@@ -20,7 +20,10 @@ from driver.objects import Row
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
 _NEWROUTE, _NEWNEIGH, _DELNEIGH, _NEWNETCONF, _DELNETCONF = 24, 28, 29, 80, 81
 _OF_ROWS = (_NEWNEIGH, _DELNEIGH)
-_LINK, _NEIGH, _ADDRESS4, _ROUTE4, _ADDRESS6, _ROUTE6, _NETCONF4, _NETCONF6 = 1, 3, 5, 7, 9, 11, 24, 25
+_OF_FILTERS = (36, 37, 44, 45)
+"""Queueing disciplines, which hold filters, and filters: new ones and gone ones."""
+_LINK, _NEIGH, _TC = 1, 3, 4
+_ADDRESS4, _ROUTE4, _ADDRESS6, _ROUTE6, _NETCONF4, _NETCONF6 = 5, 7, 9, 11, 24, 25
 _SOL_NETLINK, _ADD_MEMBERSHIP, _ATTACH_FILTER = 270, 1, 26
 _HEADER = struct.Struct("=IHHII")
 _AF_BRIDGE, _SELF = 7, 0x02
@@ -102,10 +105,10 @@ class Listener:
 
 
 class SpaceListener(Listener):
-    """Hears of devices, addresses, forwarding and rows of a namespace of ours."""
+    """Hears of devices, addresses, forwarding, rows and filters of a namespace of ours."""
 
     def __init__(self, raw: socket.socket) -> None:
-        groups = (_LINK, _NEIGH, _ADDRESS4, _ADDRESS6, _NETCONF4, _NETCONF6)
+        groups = (_LINK, _NEIGH, _TC, _ADDRESS4, _ADDRESS6, _NETCONF4, _NETCONF6)
         super().__init__(raw, groups, _rows_of([]))
         self._tunnels: list[int] = []
 
@@ -136,6 +139,8 @@ class SpaceListener(Listener):
         if kind in (_NEWNETCONF, _DELNETCONF):
             index = links.netconf_index(data)
             return index < 0 or index in self._known
+        if kind in _OF_FILTERS:
+            return links.index_of(data) in self._tunnels
         return super()._is_news(kind, data)
 
     def _is_link_news(self, kind: int, data: bytes) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import select
 import time
@@ -19,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 
 from driver.errors import KernelError
-from driver.kernel import HOST, links, messages, netns, rows, underlay
+from driver.kernel import HOST, links, messages, netns, rows, shortcuts, underlay
 from driver.kernel.contents import contents
 from driver.kernel.events import HostListener, Listener
 from driver.kernel.links import Link
@@ -38,10 +39,13 @@ from driver.objects import (
     Neighbour,
     Port,
     Row,
+    Shortcut,
     Vxlan,
 )
 from driver.plan import Delete, Op, Set, subject
 from driver.values import Address, Interface, Prefix
+
+log = logging.getLogger(__name__)
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
 
@@ -69,6 +73,15 @@ class NetlinkKernel:
         self._host.close()
         with contextlib.suppress(OSError):
             os.close(self._host_namespace)
+
+    def has_shortcuts(self) -> bool:
+        """Whether this kernel has shortcuts past the bridge: tried where nobody is."""
+        try:
+            shortcuts.attempt()
+        except OSError as failure:
+            log.info("this kernel has no shortcuts past the bridge: %s", failure.strerror)
+            return False
+        return True
 
     def namespaces(self) -> Collection[str]:
         """Names of all pinned namespaces that are ours."""
@@ -194,12 +207,14 @@ class NetlinkKernel:
             case Set(Vxlan() as vxlan):
                 self._set_vxlan(vxlan)
             case Set(Port() as port, before):
-                if isinstance(before, Port) and before.name != port.name:
-                    links.rename(self._channel_for(port, port.namespace), before.name, port.name)
-                self._set_port(port)
+                self._set_port(port, before)
             case Set(BridgeAddress() as address):
                 channel = self._channel_for(address, address.namespace)
                 _add_address(channel, _existing(channel, address, address.device), address.interface)
+            case Set(Shortcut() as shortcut):
+                self._set_shortcut(shortcut)
+            case Delete(Shortcut() as shortcut):
+                self._delete_shortcut(shortcut)
             case Delete(Namespace(name)):
                 self._free_vnis(name)
                 self._spaces.drop(name)
@@ -277,8 +292,10 @@ class NetlinkKernel:
                         return f"the VXLAN device {found.name} in {place or 'the host'}"
         return ""
 
-    def _set_port(self, want: Port) -> None:
+    def _set_port(self, want: Port, before: KernelObject | None) -> None:
         channel = self._channel_for(want, want.namespace)
+        if isinstance(before, Port) and before.name != want.name:
+            links.rename(channel, before.name, want.name)
         bridge = _existing(channel, want, want.bridge)
         have = _same_kind(channel, want, "veth")
         if have and not have.ours and want.create:
@@ -304,6 +321,17 @@ class NetlinkKernel:
         pair = Request(_NEWLINK, CREATE | EXCL, messages.new_pair(want, self._host_namespace))
         # In one system call: who is killed leaves no pair behind that nobody knows for ours.
         channel.do(pair, links.signature(want.name, want.alias))
+
+    def _set_shortcut(self, want: Shortcut) -> None:
+        channel = self._channel_for(want, want.namespace)
+        tunnel, port = (_existing(channel, want, name) for name in (want.device, want.port))
+        shortcuts.update(channel, tunnel.index, want.mac, port.index)
+
+    def _delete_shortcut(self, have: Shortcut) -> None:
+        channel = self._spaces.channel(have.namespace)
+        tunnel = links.link(channel, have.device) if channel else None
+        if channel and tunnel:
+            shortcuts.delete(channel, tunnel.index, have.mac)
 
     def _delete_address(self, have: BridgeAddress) -> None:
         channel = self._spaces.channel(have.namespace)

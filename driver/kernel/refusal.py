@@ -16,6 +16,7 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Shortcut,
     Vxlan,
 )
 from driver.plan import Delete, Op, Set, subject
@@ -55,6 +56,8 @@ def describe(obj: KernelObject) -> str:
             text = f"FDB row {obj.mac} -> {obj.vtep} on {obj.device}"
         case Neighbour():
             text = f"neighbour {obj.address} = {obj.mac} on {obj.device}"
+        case Shortcut():
+            text = f"shortcut to {obj.mac} from {obj.device} to {obj.port}"
         case Balancer():
             text = f"table ip {obj.namespace} in {obj.sandbox}"
     return f"{text} {place}".rstrip()

@@ -28,13 +28,14 @@ from driver.objects import (
     Neighbour,
     Port,
     Row,
+    Shortcut,
     Vxlan,
     parent,
 )
 from driver.plan import Op, Set
 from driver.values import Address, Mac, Prefix, Vni
 
-_T = TypeVar("_T", Namespace, Bridge, BridgeAddress, Vxlan, Port, FdbEntry, Neighbour)
+_T = TypeVar("_T", Namespace, Bridge, BridgeAddress, Vxlan, Port, FdbEntry, Neighbour, Shortcut)
 
 LONGEST_NAME = 15
 MTUS = range(68, 65536)
@@ -60,12 +61,16 @@ class FakeKernel:
         self.source: Address | None = None
         self.host_routes: frozenset[Prefix] = frozenset()
         self.closed = False
+        self.shortcuts = True
         self._failures: list[tuple[Kind, int]] = []
         self._read_failures: list[int] = []
         self._news: set[str] = set()
         self._wake: int | None = None
 
     # What the driver sees.
+
+    def has_shortcuts(self) -> bool:
+        return self.shortcuts
 
     def namespaces(self) -> Collection[str]:
         return sorted(key[1] for key in self.objects if key[0] == Kind.NAMESPACE)
@@ -206,6 +211,8 @@ class FakeKernel:
                 tunnel = self.objects[(Kind.VXLAN, want.namespace, want.device, "")]
                 if isinstance(tunnel, Vxlan) and _family(tunnel.local) != want.vtep.version:
                     raise _refused(want, errno.EAFNOSUPPORT)
+            case Shortcut() if (Kind.PORT, want.namespace, want.port, "") not in self.objects:
+                raise _refused(want, errno.ENODEV)
         self.objects[want.key] = want
 
     def _rename(self, op: Set) -> None:
@@ -248,6 +255,9 @@ class FakeKernel:
             return
         if isinstance(gone, Port) and self.host_devices.get(gone.peer) == gone.alias:
             del self.host_devices[gone.peer]
+        if isinstance(gone, Port):
+            for shortcut in [w for w in self._all(Shortcut, gone.namespace) if w.port == gone.name]:
+                self.objects[shortcut.key] = replace(shortcut, port="")
         if isinstance(gone, Bridge):
             for obj in list(self.objects.values()):
                 if isinstance(obj, Port | Vxlan) and (obj.namespace, obj.bridge) == gone.key[1:3]:

@@ -14,6 +14,7 @@ from driver.objects import (
     Namespace,
     Neighbour,
     Port,
+    Shortcut,
     Vxlan,
     index,
 )
@@ -35,6 +36,7 @@ def network(
         BridgeAddress(ns, "br0", ip_interface("fd00:1::1/64")),
         Vxlan(ns, "vx0", Vni(vni), port, ip_address(local) if local else None, "br0", "pyoverlay net1"),
         Port(ns, "p0", "br0", "pyoverlay container", "c0", Mac("02:42:0a:01:00:02"), mtu),
+        Shortcut(ns, "vx0", Mac("02:42:0a:01:00:02"), "p0"),
         FdbEntry(ns, "vx0", FLOOD_MAC, vtep),
         FdbEntry(ns, "vx0", PEER_MAC, vtep),
         Neighbour(ns, "vx0", ip_address("10.1.0.9"), PEER_MAC),

@@ -186,7 +186,7 @@ def test_without_its_parent_an_object_is_refused_and_the_others_are_not(kernel: 
     want = network()
     other = network(vni=2000, ns="pyoverlay-net2")
     failures = kernel.apply([*diff({k: o for k, o in want.items() if k != BRIDGE}, {}), *diff(other, {})])
-    refused = {Kind.ADDRESS, Kind.VXLAN, Kind.PORT, Kind.FDB, Kind.NEIGHBOUR}
+    refused = {Kind.ADDRESS, Kind.VXLAN, Kind.PORT, Kind.FDB, Kind.NEIGHBOUR, Kind.SHORTCUT}
     assert set(failures) == {key for key in want if key[0] in refused}
     assert all(failure.errno == errno.ENODEV for failure in failures.values())
     assert kernel.read(NS) == {(Kind.NAMESPACE, NS, "", ""): Namespace(NS)}

@@ -63,6 +63,8 @@ CHANGES = [
     "ip neigh replace 10.1.0.9 lladdr 02:42:0a:01:00:09 dev vx0 nud stale",
     "ip neigh add 10.1.0.88 lladdr 02:00:00:00:00:05 dev vx0 nud permanent",
     "ip neigh flush dev vx0 nud permanent",
+    "tc filter del dev vx0 ingress",
+    "tc qdisc del dev vx0 clsact",
     "for d in br0 vx0 p0; do ip link del $d; done",
 ]
 

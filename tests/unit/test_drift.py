@@ -14,7 +14,7 @@ from driver.control.memory import MemoryStore
 from driver.desired import namespace_name, port_name, publication
 from driver.drift import findings, sentence
 from driver.model import Underlay
-from driver.objects import Bridge, FdbEntry, Kind, Namespace, Port, Vxlan
+from driver.objects import Bridge, FdbEntry, Kind, Namespace, Port, Shortcut, Vxlan
 from driver.plan import diff
 from driver.values import EndpointId, Mac, NetworkId
 from tests.kernel.samples import NS, PEER_MAC, network
@@ -65,10 +65,28 @@ def test_what_was_changed_is_right_again_told_and_counted(
 def test_a_whole_namespace_is_right_again_but_for_its_containers(node: Node) -> None:
     attach(node, EP, "10.62.0.4")
     before = node.have()
-    lost = port(node, EP)
+    lost = {key for key in before if key[0] in (Kind.PORT, Kind.SHORTCUT)}
     node.kernel.lose(Namespace(PLACE).key)
-    assert _soon(lambda: node.have().keys() == before.keys() - {lost.key}, 2)
+    assert _soon(lambda: node.have().keys() == before.keys() - lost, 2)
     assert _soon(lambda: node.engine.repairs == {Kind.NAMESPACE: 1})
+
+
+def test_a_shortcut_that_is_gone_or_leads_elsewhere_is_right_again_told_and_counted(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    attach(node, EP, "10.62.0.4")
+    before = node.have()
+    (right,) = (obj for obj in before.values() if isinstance(obj, Shortcut))
+    node.kernel.lose(right.key)
+    assert _soon(lambda: node.have() == before, 2)
+    assert _soon(lambda: node.engine.repairs == {Kind.SHORTCUT: 1})
+    node.kernel.spoil(replace(right, port="eth7"))
+    assert _soon(lambda: node.engine.repairs == {Kind.SHORTCUT: 2})
+    assert node.have() == before
+    name = f"shortcut to {right.mac} from {right.device}"
+    assert _soon(lambda: caplog.text.count(f"repaired: {name}") == 2)
+    assert f"repaired: {name} was gone" in caplog.text
+    assert f"repaired: {name}: port was eth7" in caplog.text
 
 
 def test_what_the_wish_changes_is_no_drift(node: Node) -> None:
@@ -142,6 +160,15 @@ class TestVanishedPorts:
         time.sleep(0.4)
         assert caplog.text.count("has lost its container") == 1
         assert node.engine.repairs == {}
+        assert "repaired" not in caplog.text
+
+    def test_its_shortcut_goes_at_once(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "_WITHDRAW_AFTER", 60)
+        attach(node, EP, "10.62.0.4")
+        attach(node, EP2, "10.62.0.5")
+        node.kernel.lose(port(node, EP).key)
+        assert _soon(lambda: node.shortcuts() == {Mac("02:42:0a:3e:00:05"): port(node, EP2).name}, 2)
+        assert self.announced(node) == {EP, EP2}
 
     def test_a_leave_comes_first(self, node: Node, caplog: pytest.LogCaptureFixture) -> None:
         attach(node, EP, "10.62.0.4")
@@ -219,6 +246,20 @@ class TestFindings:
         assert sentence(findings(diff(want, ports_alone))) == "br0 was gone"
         assert sentence(findings(diff(want, {}))) == "namespace pyoverlay-net1 was gone"
 
+    def test_the_shortcut_to_a_port_that_was_renamed_or_made_anew_is_not_told(self) -> None:
+        want = network()
+        have = dict(want)
+        for key, obj in want.items():
+            if isinstance(obj, Port):
+                del have[key]
+                stray = replace(obj, name="stray")
+                have[stray.key] = stray
+            if isinstance(obj, Shortcut):
+                have[key] = replace(obj, port="stray")
+        assert sentence(findings(diff(want, have))) == "p0: name was stray"
+        del have[stray.key]
+        assert sentence(findings(diff(want, have))) == "p0 was gone"
+
     def test_each_kind_is_named(self) -> None:
         want = network()
         have = dict(want)
@@ -227,6 +268,8 @@ class TestFindings:
                 del have[key]
             if isinstance(obj, Port):
                 have[key] = replace(obj, mtu=-1, bridge="")
+            if isinstance(obj, Shortcut):
+                del have[key]
         stranger = FdbEntry(NS, "vx0", Mac("02:00:00:00:00:01"), ip_address("192.0.2.2"))
         found = findings(diff(want, {**have, stranger.key: stranger}))
         assert {finding.text for finding in found} == {
@@ -236,5 +279,6 @@ class TestFindings:
             "replication to 192.0.2.2 on vx0 was gone",
             f"FDB {PEER_MAC} on vx0 was gone",
             "neighbour 10.1.0.9 on vx0 was gone",
+            "shortcut to 02:42:0a:01:00:02 from vx0 was gone",
         }
-        assert sentence(found).endswith("; and 1 more")
+        assert sentence(found).endswith("; and 2 more")

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.control.memory import MemoryStore
-from driver.desired import desired
+from driver.desired import FALLBACK_UNDERLAY, desired
 from driver.errors import KernelError
 from driver.model import Endpoint, Host, Network, Peer, Peers, Phase, Segment, Subnet
-from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Row, Vxlan
-from driver.part import Part, changed_rows, narrowed
+from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Row, Shortcut, Vxlan
+from driver.part import Part, changed_part, changed_rows, narrowed
 from driver.plan import Delete, Set
 from driver.state import State
 from driver.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni
@@ -82,6 +82,22 @@ def test_it_shows_the_change_that_the_whole_shows(seed: int) -> None:
     whole = changed_rows(desired(before, NET), desired(after, NET))
     was, want = (desired(state, NET) for state in narrowed(before, after, NET))
     assert changed_rows(was, want) == whole
+
+
+@given(st.integers(0, 1_000_000))
+def test_all_shortcuts_belong_to_it(seed: int) -> None:
+    random = Random(seed)
+    before = world(random)
+    after = changed(random, before)
+    part = changed_part(before, after, NET, FALLBACK_UNDERLAY)
+    if part is not None:
+        assert shortcuts(part.want) == shortcuts(desired(after, NET))
+    without = changed_part(before, after, NET, FALLBACK_UNDERLAY, shortcuts=False)
+    assert without is None or shortcuts(without.want) == {}
+
+
+def shortcuts(state: KernelState) -> KernelState:
+    return {key: obj for key, obj in state.items() if isinstance(obj, Shortcut)}
 
 
 def test_it_leaves_out_what_has_nothing_to_do_with_the_change() -> None:

@@ -8,9 +8,21 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.objects import FdbEntry, KernelObject, Key, Kind, Namespace, Neighbour, Port, Vxlan, parent
+from driver.objects import (
+    FdbEntry,
+    KernelObject,
+    Key,
+    Kind,
+    Namespace,
+    Neighbour,
+    Port,
+    Shortcut,
+    Vxlan,
+    parent,
+)
 from driver.plan import Delete, Op, Set, diff
 from tests.fakes.kernel import FakeKernel
+from tests.kernel.samples import network
 from tests.worlds import converge, everything, world
 
 worlds = st.integers(0, 10_000).map(lambda seed: world(Random(seed)))
@@ -66,7 +78,7 @@ def test_parents_come_first_and_children_go_first(want: State, have: State) -> N
     assert ops[: len(deletes)] == deletes
     for op in deletes:
         children = [k for k in there if k in have and parent(have[k]) == op.have.key]
-        assert all(key[0] in (Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS) for key in children)
+        assert all(key[0] in (Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS, Kind.SHORTCUT) for key in children)
         there.discard(op.have.key)
     for later in ops[len(deletes) :]:
         assert isinstance(later, Set)
@@ -151,3 +163,17 @@ def test_a_port_that_somebody_renamed_gets_its_name_back(want: State, random: Ra
     ops = diff(want, have)
     assert not [op for op in ops if isinstance(op, Delete)]
     assert applied(ops, have) == want
+
+
+def test_a_port_that_is_gone_for_good_takes_its_shortcut_with_it() -> None:
+    want = network()
+    (port,) = (obj for obj in want.values() if isinstance(obj, Port))
+    (shortcut,) = (obj for obj in want.values() if isinstance(obj, Shortcut))
+    want[port.key] = replace(port, create=False)
+    without_port = {key: obj for key, obj in want.items() if key != port.key}
+    dead_end = replace(shortcut, port="")
+    assert diff(want, {**without_port, shortcut.key: dead_end}) == [Delete(dead_end)]
+    del without_port[shortcut.key]
+    assert diff(want, without_port) == []
+    stray = replace(port, name="stray")
+    assert diff(want, {**without_port, stray.key: stray}) == [Set(want[port.key], stray), Set(shortcut)]

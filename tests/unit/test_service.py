@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from driver.objects import (
     Neighbour,
     Port,
     Row,
+    Shortcut,
     Vxlan,
 )
 from driver.options import REFUSED
@@ -89,6 +91,9 @@ class Node:
         fdb = {o.mac: str(o.vtep) for o in have.values() if isinstance(o, FdbEntry) and o.mac != FLOOD_MAC}
         return {str(o.address): fdb[o.mac] for o in have.values() if isinstance(o, Neighbour)}
 
+    def shortcuts(self, network: str = NET) -> dict[str, str]:
+        return {o.mac: o.port for o in self.have(network).values() if isinstance(o, Shortcut)}
+
     def floods(self, network: str = NET) -> set[str]:
         have = self.have(network)
         return {str(o.vtep) for o in have.values() if isinstance(o, FdbEntry) and o.mac == FLOOD_MAC}
@@ -116,11 +121,61 @@ def test_nothing_is_made_before_the_first_join_and_nothing_is_left_after_the_las
     assert attachment.interface == container_name(EndpointId(EP))
     assert len(attachment.interface) <= 15
     kinds = {key[0] for key in node.have()}
-    assert kinds == {Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN, Kind.PORT}
+    assert kinds == {Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN, Kind.PORT, Kind.SHORTCUT}
     node.detach(EP)
     assert _soon(lambda: list(node.kernel.namespaces()) == [])
     node.service.delete_network(NET)
     assert node.store.state.networks == {}
+
+
+def test_each_container_has_a_shortcut_but_not_two_of_one_mac(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    mac = Mac("02:42:0a:3e:00:04")
+    node.attach(EP, "10.62.0.4")
+    assert node.shortcuts() == {mac: port_name(EndpointId(EP))}
+    node.service.create_endpoint(NET, EP2, [ip_interface("10.62.0.5/24")], mac, {})
+    node.kernel.take(node.service.join(NET, EP2, "/run/docker/netns/x").interface)
+    assert _soon(lambda: node.shortcuts() == {})
+    node.detach(EP)
+    assert _soon(lambda: node.shortcuts() == {mac: port_name(EndpointId(EP2))})
+
+
+def test_a_shortcut_that_the_kernel_refuses_costs_no_call_and_no_row(
+    nodes: list[Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    node, other = nodes[:2]
+    for each in (node, other):
+        each.create()
+    node.kernel.fail_next(Kind.SHORTCUT, errno.EPERM, times=1000)
+    node.attach(EP, "10.62.0.4")
+    other.attach(EP2, "10.62.0.5")
+    assert other.rows() == {"10.62.0.4": "192.0.2.1"}
+    assert _soon(lambda: node.rows() == {"10.62.0.5": "192.0.2.2"})
+    assert node.shortcuts() == {}
+    assert "SHORTCUT" in caplog.text
+    node.kernel.heal()
+    assert _soon(lambda: len(node.shortcuts()) == 1, 2)
+    node.attach("ab" + EP[2:], "10.62.0.6")
+    node.kernel.fail_next(Kind.SHORTCUT, errno.EPERM, times=1000)
+    node.detach(EP)
+    node.detach("ab" + EP[2:])
+    node.service.delete_network(NET)
+    assert list(node.kernel.namespaces()) == []
+
+
+def test_a_kernel_without_shortcuts_does_without_them(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    node.attach(EP, "10.62.0.4")
+    node.end()
+    node.kernel.shortcuts = False
+    node.begin()
+    assert _soon(lambda: node.shortcuts() == {})
+    node.attach(EP2, "10.62.0.5")
+    assert node.shortcuts() == {}
+    node.detach(EP2)
+    assert node.engine.repairs == {}
 
 
 def test_a_joined_container_is_known_everywhere_when_join_returns(nodes: list[Node]) -> None:
