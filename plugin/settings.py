@@ -103,6 +103,8 @@ class Settings(BaseModel):
     )
     """This host's tunnel address; None: the one that the engine announces."""
     vxlan_port: _Port = Field(VXLAN_PORT, description="give a UDP port from 1 to 65535")
+    shortcut: Annotated[Literal["auto", "off"], _Word] = Field("auto", description="give auto or off")
+    """Whether frames from other hosts go past the bridge where the kernel can (ADR 12)."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _Word] = Field(
         "info", description="give debug, info, warning or error"
     )

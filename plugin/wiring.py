@@ -67,7 +67,9 @@ class Runtime:
         self._scope = scope_of(settings)
         self._netns_dir = settings.run_dir / "netns"
         self._store = Store(FileDisk(settings.state_dir / "state.json"))
-        self._engine = Engine(self._store, NetlinkKernel(self._netns_dir))
+        self._engine = Engine(
+            self._store, NetlinkKernel(self._netns_dir), shortcuts=settings.shortcut == "auto"
+        )
         self._api = EngineApi(settings.run_dir / "docker.sock")
         self._census = Census(self._store, self._api)
         self._balancing = Balancing(self._store, NetlinkSandboxes(settings.host_path))

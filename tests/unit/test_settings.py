@@ -21,7 +21,7 @@ def test_nothing_needs_to_be_set() -> None:
     """And what other programs have in the environment does not matter."""
     found = load({"PATH": "/bin", "GUNICORN_CMD_ARGS": "--workers 9"})
     assert (found.scope, found.store, found.store_port, found.vtep) == ("auto", (), 2389, None)
-    assert (found.vxlan_port, found.log_level) == (4789, "info")
+    assert (found.vxlan_port, found.log_level, found.shortcut) == (4789, "info", "auto")
     assert found.state_dir == Path("/var/lib/pyoverlay")
     assert found.swarm_dir == Path("/var/lib/docker/swarm")
     assert found.socket == Path("/run/docker/plugins/pyoverlay.sock")
@@ -41,6 +41,7 @@ def test_every_setting_can_be_set() -> None:
             "PYOVERLAY_STORE_PORT": "2390",
             "PYOVERLAY_VTEP": "fd00::7",
             "PYOVERLAY_VXLAN_PORT": "8472",
+            "PYOVERLAY_SHORTCUT": "Off",
             "PYOVERLAY_LOG_LEVEL": "DEBUG",
             "PYOVERLAY_STATE_DIR": "/a",
             "PYOVERLAY_RUN_DIR": "/b",
@@ -51,6 +52,7 @@ def test_every_setting_can_be_set() -> None:
     assert found.scope == "global"
     assert found.store == ("https://10.0.0.1:2379", "http://[fd00::1]:2379")
     assert (found.store_port, found.vxlan_port, found.log_level) == (2390, 8472, "debug")
+    assert found.shortcut == "off"
     assert found.vtep == ip_address("fd00::7")
     assert [str(path) for path in (found.state_dir, found.run_dir, found.swarm_dir)] == ["/a", "/b", "/c"]
     assert str(found.socket) == "/d.sock"
