@@ -102,7 +102,7 @@ class Engine:
         self._doubted: Mapping[EndpointId, float] = {}
         """Doubtful endpoints, and since which audit."""
         self._way = Way(kernel)
-        self._shortcuts = shortcuts
+        self.shortcuts = shortcuts
         self.repairs: Counter[Kind] = Counter()
         """How many objects were mended because somebody else had changed them."""
         self._done = threading.Condition()
@@ -113,7 +113,7 @@ class Engine:
 
         Nothing that has ended meanwhile is in the state's publication when this returns.
         """
-        self._shortcuts = self._shortcuts and self._kernel.has_shortcuts()
+        self.shortcuts = self.shortcuts and self._kernel.has_shortcuts()
         adopt_kernel(self._store, self._kernel, self._clock)
         self._store.subscribe(self._work)
         self._thread.start()
@@ -235,7 +235,7 @@ class Engine:
             part = None
             if goes_on and not due:
                 before = progress.state or state
-                part = changed_part(before, state, network, underlay, shortcuts=self._shortcuts)
+                part = changed_part(before, state, network, underlay, shortcuts=self.shortcuts)
             errors = self._converge(state, network, underlay, part, settled=settled)
         except KernelError as failure:
             progress.missing = {}  # nobody could see
@@ -249,7 +249,7 @@ class Engine:
     ) -> Mapping[Key, KernelError]:
         """Make the kernel hold what *part* wants; None stands for all."""
         for attempt in range(_PASSES):
-            part = part or Part(desired(state, network, underlay, shortcuts=self._shortcuts))
+            part = part or Part(desired(state, network, underlay, shortcuts=self.shortcuts))
             have = self._read(network, part)
             if have is None:
                 part = None

@@ -31,7 +31,7 @@ class Lab:
 
     def __init__(self, machines: list[Machine]) -> None:
         self.a, self.b = machines
-        self.has_shortcuts = self.a.engine._has_shortcuts
+        self.has_shortcuts = self.a.engine.shortcuts
         for machine in machines:
             machine.create(SPOILT, "10.1.0.0/24", 7001)
             machine.create(OTHER, "10.2.0.0/24", 7002)

@@ -58,7 +58,7 @@ def lab(hosts: Callable[[], Host]) -> Iterator[Lab]:
         for machine in (a, b):
             stack.callback(machine.stop)
             machine.create(NETWORK, "10.3.0.0/24", 7003)
-        if not a.engine._has_shortcuts:
+        if not a.engine.shortcuts:
             pytest.skip("this kernel has no shortcuts")
         found = Lab(a, b, a.attach(NETWORK, "10.3.0.11"), b.attach(NETWORK, "10.3.0.21"))
         assert eventually(lambda: _reaches(found.here, "10.3.0.21"))
