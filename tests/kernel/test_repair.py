@@ -99,7 +99,6 @@ HARMLESS = [
     "ip address del 10.1.0.1/24 dev br7001",
     "ip link set br7001 mtu 1400",
     "ip link set vx7001 alias ''",
-    "tc qdisc del dev vx7001 clsact",
     "tc filter del dev vx7001 ingress",
     "umount -l PIN",
     "umount -l PIN && rm -f PIN || true",
@@ -115,6 +114,7 @@ CUTTING = [
     "ip link set br7001 down",
     "ip link del br7001",
     "ip link del br7001; ip link del vx7001",
+    "tc qdisc del dev vx7001 clsact",
 ]
 
 
