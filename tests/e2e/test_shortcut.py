@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 
 from tests.e2e.containers import DRIVER, Container, Playground, eventually
@@ -9,6 +11,10 @@ from tests.e2e.test_wire import transfer
 from tests.lab import Host
 
 PINGS = 200
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, platform.release().split(".")[:2])) < (6, 7), reason="Linux 6.7 brings shortcuts"
+)
 
 
 def space(container: Container, network: str) -> str:

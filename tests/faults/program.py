@@ -136,5 +136,6 @@ class Program:
         """What is there for *networks* and what should be."""
         names = [namespace_name(NetworkId(network)) for network in networks]
         have = {k: o for name in names for k, o in self.ground.read(name).items()}
-        want = {k: o for n in networks for k, o in desired(self.store.state, NetworkId(n), UNDERLAY).items()}
-        return have, want
+        state, shortcuts = self.store.state, self.engine.shortcuts
+        wishes = [desired(state, NetworkId(n), UNDERLAY, shortcuts=shortcuts) for n in networks]
+        return have, {k: o for wish in wishes for k, o in wish.items()}
