@@ -97,7 +97,9 @@ class Load:
         return [began for began, _, who in self.asked if who == address]
 
     def __str__(self) -> str:
+        slowest = max((end - began, began - self.asked[0][0]) for began, end, _ in self.asked)
         told = f"{len(self.asked)} requests, {self.rate:.0f} a second, {len(self.failures)} failed"
+        told += ", the slowest took {:.2f} s, begun after {:.1f} s".format(*slowest)
         if not self.failures:
             return told
         began = self.asked[0][0]
