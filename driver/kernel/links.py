@@ -115,6 +115,14 @@ def links(channel: Channel) -> dict[int, Link]:
     return {link.index: link for link in found}
 
 
+def tunnels(channel: Channel, bridge: int) -> list[int]:
+    """Return the VXLAN devices that are ports of *bridge*; raise OSError."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
+    body += attribute(_MASTER, struct.pack("=I", bridge))
+    body += attribute(_LINKINFO, attribute(_INFO_KIND, b"vxlan\0"))
+    return [parse(data).index for data in channel.dump(_GETLINK, body)]
+
+
 def link(channel: Channel, name: str) -> Link | None:
     """Return the device *name*, or None; raise OSError."""
     body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)

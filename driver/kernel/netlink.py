@@ -305,14 +305,14 @@ class NetlinkKernel:
         if have is None:
             if not want.create:
                 raise absent(want, f"the veth {want.name}, whose container end the engine has,")
-            self._create_pair(channel, want)
+            self._create_pair(channel, want, bridge.index)
             have = _existing(channel, want, want.name)
         peer = links.link(self._host, want.peer)
         if peer and peer.kind == "veth" and not peer.alias:
             self._host.do(links.signature(want.peer, want.alias))
         _settle(channel, have, want, bridge.index)
 
-    def _create_pair(self, channel: Channel, want: Port) -> None:
+    def _create_pair(self, channel: Channel, want: Port, bridge: int) -> None:
         stale = links.link(self._host, want.peer)
         if stale and not stale.ours:
             raise foreign(want, stale.name, stale.kind, "the host")
@@ -321,6 +321,8 @@ class NetlinkKernel:
         pair = Request(_NEWLINK, CREATE | EXCL, messages.new_pair(want, self._host_namespace))
         # In one system call: who is killed leaves no pair behind that nobody knows for ours.
         channel.do(pair, links.signature(want.name, want.alias))
+        # What the bridge has learnt of the address's last host would hold until this container speaks.
+        channel.attempt([rows.forgotten(tunnel, want.peer_mac) for tunnel in links.tunnels(channel, bridge)])
 
     def _set_shortcut(self, want: Shortcut) -> None:
         channel = self._channel_for(want, want.namespace)

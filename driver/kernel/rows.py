@@ -17,7 +17,7 @@ _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _AF_BRIDGE = 7
 _NDMSG = struct.Struct("=BxxxiHBB")
 _HEAD = struct.Struct("=BxxxiHBBHH6sxxHH")  # ndmsg, link-layer address, head of the destination
-_PERMANENT, _SELF = 0x80, 0x02
+_PERMANENT, _SELF, _MASTER = 0x80, 0x02, 0x04
 _DST, _LLADDR, _PORT, _VNI, _IFINDEX_OF_ROW = 1, 2, 6, 7, 8
 _OVERRIDES = (_PORT, _VNI, _IFINDEX_OF_ROW)
 _NO_MAC = struct.pack("=HH6s", 10, _LLADDR, bytes(6))
@@ -44,6 +44,11 @@ def encode(op: Set | Delete, device: int) -> Request:
             return Request(_DELNEIGH, 0, _body(_family(row.address), 0, device, None, row.address))
         case _:
             raise TypeError(f"not a row: {op}")
+
+
+def forgotten(device: int, mac: Mac) -> Request:
+    """Return the message by which a bridge forgets that *mac* is behind its port *device*."""
+    return Request(_DELNEIGH, 0, _body(_AF_BRIDGE, _MASTER, device, mac, None))
 
 
 def read(channel: Channel, namespace: str, vxlans: Mapping[int, str]) -> Iterator[Row]:

@@ -57,6 +57,8 @@ class Machine:
         endpoint = endpoint_id(network, address)
         self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/{length}")], None, {})
         space = Space(netns.create())
+        # As the engine has it in a network without IPv6; what IPv6 says at first would teach bridges.
+        space.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
         self.containers.append(space)
         self.service.join(network, endpoint, space.path)
         self.host.run(f"ip link set {container_name(EndpointId(endpoint))} netns {space.path} name eth0")
