@@ -106,7 +106,7 @@ def vanished(
     those that are in the host's namespace: the engine has given them back.
     """
     namespace = namespace_name(network)
-    known = state.joining | state.doubtful
+    known = state.joining.keys() | state.doubtful
     aliases = {obj.alias for obj in have.values() if isinstance(obj, Port)}
     return frozenset(
         e.id

@@ -342,7 +342,7 @@ def _wish(state: State, network: NetworkId, underlay: Underlay | KernelError) ->
     return _Wish(
         (state.networks.get(network), state.host, way, synced),
         (endpoints, state.doubtful & ids, _Same(peers)),
-        state.joining & ids,
+        frozenset(state.joining.keys() & ids),
     )
 
 

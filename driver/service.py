@@ -33,6 +33,8 @@ from driver.state import (
     with_allocation,
     with_endpoint,
     with_join,
+    with_join_answered,
+    with_join_undone,
     with_network,
     with_phase,
     without_allocation,
@@ -216,14 +218,18 @@ class OverlayService:
                 "Swarm; wait for it, or set PYOVERLAY_VTEP to one of the host's addresses"
             )
         log.debug("endpoint %s joins sandbox %s", endpoint_id, sandbox)
-        revision = self._store.update(lambda s: with_join(s, s.endpoint(network_id, endpoint_id), sandbox))
+        this = object()
+        revision = self._store.update(
+            lambda s: with_join(s, s.endpoint(network_id, endpoint_id), sandbox, this)
+        )
         try:
             self._engine.wait(network_id, revision, KERNEL_DEADLINE, port_name(endpoint_id))
         except KernelError:
-            self._undo_join(network_id, endpoint_id)
+            undone = self._store.update(lambda s: with_join_undone(s, endpoint_id, this), lasting=False)
+            self._best_effort(network_id, undone, "Join")
             raise
         self._announce(network_id, endpoint_id)
-        self._store.update(lambda s: _handed_over(s, endpoint_id))
+        self._store.update(lambda s: with_join_answered(s, endpoint_id, this))
         return Attachment(container_name(endpoint_id), _routes(known, joined))
 
     def leave(self, network: str, endpoint: str) -> None:
@@ -306,23 +312,12 @@ class OverlayService:
         except KernelError as error:
             log.warning("endpoint %s: %s", endpoint, error)
 
-    def _undo_join(self, network: NetworkId, endpoint: EndpointId) -> None:
-        def transition(state: State) -> State:
-            known = state.endpoints.get(endpoint)
-            return state if known is None else with_phase(state, known, Phase.CREATED)
-
-        self._best_effort(network, self._store.update(transition, lasting=False), "Join")
-
     def _best_effort(self, network: NetworkId, revision: int, call: str) -> None:
         """Wait for clean-up; the engine would not call again, so our own retries must do it."""
         try:
             self._engine.wait(network, revision, KERNEL_DEADLINE)
         except DriverError as error:
             log.warning("%s: network %s: %s; trying on", call, network, error)
-
-
-def _handed_over(state: State, endpoint: EndpointId) -> State:
-    return replace(state, joining=state.joining - {endpoint})
 
 
 def _check_addresses(network: Network, interfaces: Sequence[Interface]) -> None:

@@ -27,8 +27,8 @@ class State:
     endpoints: Mapping[EndpointId, Endpoint] = field(default_factory=dict)
     allocations: Mapping[NetworkId, tuple[Vni, ...]] = field(default_factory=dict)
     """VNIs handed out as the Swarm's leader."""
-    joining: frozenset[EndpointId] = frozenset()
-    """Endpoints whose veth pair must be made now: a Join waits for it."""
+    joining: Mapping[EndpointId, object] = field(default_factory=dict)
+    """Endpoints whose veth pair must be made now, and the Join that waits: it alone may end that."""
     doubtful: frozenset[NetworkId | EndpointId] = frozenset()
     """What nobody has shown to live: nobody shall send to it, and it holds no address and no VNI.
 
@@ -107,7 +107,7 @@ def without_network(state: State, network: NetworkId) -> State:
         state,
         networks=_without(state.networks, network),
         endpoints=endpoints,
-        joining=state.joining & endpoints.keys(),
+        joining={k: join for k, join in state.joining.items() if k in endpoints},
         doubtful=state.doubtful & {*state.networks, *endpoints} - {network},
     )
 
@@ -128,8 +128,12 @@ def with_endpoint(state: State, endpoint: Endpoint) -> State:
         if e.id == endpoint.id or (e.id in state.doubtful and e.addresses & endpoint.addresses)
     }
     kept = {k: e for k, e in state.endpoints.items() if k not in stale}
-    doubtful = state.doubtful - {*stale, endpoint.id, endpoint.network}
-    return replace(state, endpoints={**kept, endpoint.id: endpoint}, doubtful=doubtful)
+    return replace(
+        state,
+        endpoints={**kept, endpoint.id: endpoint},
+        joining=_without(state.joining, endpoint.id),
+        doubtful=state.doubtful - {*stale, endpoint.id, endpoint.network},
+    )
 
 
 def without_endpoint(state: State, endpoint: EndpointId) -> State:
@@ -137,7 +141,7 @@ def without_endpoint(state: State, endpoint: EndpointId) -> State:
     return replace(
         state,
         endpoints=_without(state.endpoints, endpoint),
-        joining=state.joining - {endpoint},
+        joining=_without(state.joining, endpoint),
         doubtful=state.doubtful - {endpoint},
     )
 
@@ -145,19 +149,32 @@ def without_endpoint(state: State, endpoint: EndpointId) -> State:
 def with_phase(state: State, endpoint: Endpoint, phase: Phase) -> State:
     """Move an endpoint to another phase."""
     moved = {**state.endpoints, endpoint.id: replace(endpoint, phase=phase)}
-    return replace(state, endpoints=moved, joining=state.joining - {endpoint.id})
+    return replace(state, endpoints=moved, joining=_without(state.joining, endpoint.id))
 
 
-def with_join(state: State, endpoint: Endpoint, sandbox: str) -> State:
-    """Have an endpoint join *sandbox*: it gets a new port and is not gone."""
-    this = {endpoint.id}
+def with_join(state: State, endpoint: Endpoint, sandbox: str, join: object) -> State:
+    """Have an endpoint join *sandbox*: it gets a new port and is not gone until *join* has ended."""
     joined = replace(endpoint, phase=Phase.JOINED, sandbox=sandbox)
     return replace(
         state,
         endpoints={**state.endpoints, endpoint.id: joined},
-        joining=state.joining | this,
-        doubtful=state.doubtful - this - {endpoint.network},
+        joining={**state.joining, endpoint.id: join},
+        doubtful=state.doubtful - {endpoint.id, endpoint.network},
     )
+
+
+def with_join_answered(state: State, endpoint: EndpointId, join: object) -> State:
+    """Note that the engine has the veth pair; nothing changes when *join* is not what waits for it."""
+    if state.joining.get(endpoint) is not join:
+        return state
+    return replace(state, joining=_without(state.joining, endpoint))
+
+
+def with_join_undone(state: State, endpoint: EndpointId, join: object) -> State:
+    """Take back what *join* has asked for; nothing changes when it is not what waits for the endpoint."""
+    if state.joining.get(endpoint) is not join:
+        return state
+    return with_phase(state, state.endpoints[endpoint], Phase.CREATED)
 
 
 def with_doubt(state: State, endpoints: Iterable[EndpointId]) -> State:

@@ -119,6 +119,6 @@ def test_a_disk_that_fails_changes_nothing(tmp_path: Path) -> None:
 def test_soft_state_is_not_written(tmp_path: Path) -> None:
     store = Store(FileDisk(tmp_path / "state.json"))
     stamp = (tmp_path / "state.json").stat().st_mtime_ns
-    store.update(lambda state: replace(state, joining=frozenset({EndpointId("ep")})))
+    store.update(lambda state: replace(state, joining={EndpointId("ep"): "a Join"}))
     assert (tmp_path / "state.json").stat().st_mtime_ns == stamp
-    assert store.state.joining == {"ep"}
+    assert store.state.joining == {"ep": "a Join"}

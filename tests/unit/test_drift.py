@@ -180,7 +180,7 @@ class TestVanishedPorts:
 
     def test_one_that_is_being_joined_is_not_withdrawn(self, node: Node) -> None:
         attach(node, EP, "10.62.0.4")
-        node.store.update(lambda s: replace(s, joining=frozenset({EndpointId(EP)})))
+        node.store.update(lambda s: replace(s, joining={EndpointId(EP): "a Join"}))
         node.kernel.lose(port(node, EP).key)
         time.sleep(0.5)
         assert self.announced(node) == {EP}

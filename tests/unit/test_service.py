@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import threading
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
 
 import pytest
 
@@ -491,7 +494,52 @@ def test_fifty_containers_at_once(nodes: list[Node]) -> None:
     for thread in threads:
         thread.join()
     assert _soon(lambda: len(two.rows()) == 50)
-    assert one.store.state.joining == frozenset()
+    assert one.store.state.joining == {}
+
+
+def test_a_join_that_ends_late_leaves_a_newer_one_its_pair(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint is deleted and made again in between, and the kernel work waits for the old one."""
+    one = nodes[0]
+    one.create()
+    one.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+    kernel_wait, engine_wait = one.kernel.wait, one.engine.wait
+    answer, held, go = threading.Event(), threading.Event(), threading.Event()
+    calls = itertools.count()
+
+    def hold(timeout: float, wake: int) -> Collection[str]:
+        held.set()
+        assert go.wait(5)
+        return kernel_wait(timeout, wake)
+
+    def late(*args: Any) -> None:
+        if next(calls) == 1:  # the older Join's last
+            assert answer.wait(5)
+        else:
+            engine_wait(*args)
+
+    monkeypatch.setattr(one.engine, "wait", late)
+    with ThreadPoolExecutor(2) as pool:
+        older = pool.submit(one.service.join, NET, EP, "/run/old")
+        assert _soon(lambda: _has_port(one))
+        monkeypatch.setattr(one.kernel, "wait", hold)
+        one.service.delete_endpoint(NET, EP)
+        assert held.wait(5)
+        assert not _has_port(one)
+        one.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+        newer = pool.submit(one.service.join, NET, EP, "/run/new")
+        assert _soon(lambda: EndpointId(EP) in one.store.state.joining)
+        answer.set()
+        older.result(5)
+        go.set()
+        newer.result(5)
+    assert _has_port(one)
+    assert one.store.state.joining == {}
+
+
+def _has_port(node: Node) -> bool:
+    return any(isinstance(obj, Port) for obj in node.have().values())
 
 
 def _mtus(node: Node) -> dict[str, int]:
