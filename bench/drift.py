@@ -15,9 +15,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from driver.control.memory import MemoryStore
 from tests.kernel.hosts import Host
-from tests.kernel.machine import Machine, Meter, pair
+from tests.kernel.machine import Machine, Meter, running
 from tests.kernel.test_repair import CUTTING, HARMLESS, Lab, repaired_in
 
 APART = 1.1
@@ -72,10 +71,7 @@ def machines(stack: ExitStack) -> list[Machine]:
     hosts = [Host(folder / name) for name in ("a", "b")]
     for host in hosts:
         stack.callback(host.close)
-    made = pair(hosts, MemoryStore())
-    for machine in made:
-        stack.callback(machine.stop)
-    return made
+    return stack.enter_context(running(hosts))
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from driver.desired import container_name, namespace_name, vxlan_name
 from driver.kernel import links, netns, rows
 from driver.kernel.wire import Channel, Request, attribute
 from driver.objects import FLOOD_MAC, FdbEntry
-from driver.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni, mac_of
+from driver.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni, mac_of, octets
 from tests.control.harness import EtcdMember, b64, start_members
 from tests.lab import etcd_binary
 
@@ -210,21 +210,21 @@ class Forwarding:
 
     def has(self, address: Address, mac: Mac, vtep: Address) -> bool:
         """Tell whether both rows of an endpoint are there."""
-        return self._ask(socket.AF_INET, 0, 1, address.packed, _octets(mac)) and self._ask(
-            _AF_BRIDGE, _SELF, 2, _octets(mac), vtep.packed
+        return self._ask(socket.AF_INET, 0, 1, address.packed, octets(mac)) and self._ask(
+            _AF_BRIDGE, _SELF, 2, octets(mac), vtep.packed
         )
 
     def remove(self, address: Address, mac: Mac) -> None:
         """Remove both rows of an endpoint behind the plugin's back."""
         assert self._channel
         neighbour = _NDMSG.pack(socket.AF_INET, self._index, 0, 0, 0) + attribute(1, address.packed)
-        fdb = _NDMSG.pack(_AF_BRIDGE, self._index, 0, _SELF, 0) + attribute(2, _octets(mac))
+        fdb = _NDMSG.pack(_AF_BRIDGE, self._index, 0, _SELF, 0) + attribute(2, octets(mac))
         self._channel.do(Request(_DELNEIGH, 0, neighbour), Request(_DELNEIGH, 0, fdb))
 
     def lacks(self, address: Address, mac: Mac) -> bool:
         """Tell whether neither row of an endpoint is there."""
         neighbour = self._ask(socket.AF_INET, 0, 1, address.packed, b"")
-        return not neighbour and not self._ask(_AF_BRIDGE, _SELF, 2, _octets(mac), b"")
+        return not neighbour and not self._ask(_AF_BRIDGE, _SELF, 2, octets(mac), b"")
 
     def _ask(self, family: int, flags: int, attribute_kind: int, key: bytes, value: bytes) -> bool:
         assert self._channel
@@ -275,7 +275,3 @@ def run(command: str) -> None:
     """Run a shell command; fail with what it said."""
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
-
-
-def _octets(mac: Mac) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))

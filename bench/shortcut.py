@@ -28,7 +28,6 @@ from bench.datapath import busy
 from bench.figures import BUILT_IN, OURS, UNDERLAY, Figures, Measure
 from bench.report import table
 from bench.scene import apart
-from driver.control.memory import MemoryStore
 from driver.kernel import netns
 from driver.values import mac_of
 from tests.kernel.hosts import Host, Space, eventually, os_unshare
@@ -145,7 +144,7 @@ def _ours(hosts: list[Host], *, shortcuts: bool = True) -> list[Space]:
     if not shortcuts:
         for host in hosts:
             host.kernel.has_shortcuts = lambda: False  # type: ignore[method-assign]
-    machines = pair(hosts, MemoryStore())
+    machines = pair(hosts)
     for machine in machines:
         machine.create("bench", "10.9.0.0/24", 7000)
     spaces = [machine.attach("bench", f"10.9.0.1{machine.vtep.packed[3]}") for machine in machines]

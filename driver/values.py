@@ -54,6 +54,11 @@ def mac_of(address: Address) -> Mac:
     return _mac(b"\x02\x43" + hashlib.sha256(address.packed).digest()[:4])
 
 
+def octets(mac: Mac) -> bytes:
+    """Return the six bytes of a MAC address."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def bridge_mac(seed: str) -> Mac:
     """A bridge's own MAC: stable for one host and segment, different on every host.
 
@@ -62,5 +67,5 @@ def bridge_mac(seed: str) -> Mac:
     return _mac(b"\x02\x44" + hashlib.sha256(seed.encode()).digest()[:4])
 
 
-def _mac(octets: bytes) -> Mac:
-    return Mac(":".join(f"{octet:02x}" for octet in octets))
+def _mac(packed: bytes) -> Mac:
+    return Mac(packed.hex(":"))

@@ -15,7 +15,7 @@ import platform
 import struct
 from collections.abc import Iterator
 
-from driver.values import Mac
+from driver.values import Mac, octets
 
 NAME = b"pyoverlay"
 
@@ -85,7 +85,7 @@ class Rows:
         with contextlib.suppress(FileNotFoundError):  # these were all
             _call(_LOOKUP_BATCH, batch)
         (count,) = struct.unpack_from("=I", batch, 32)
-        macs = (Mac(octets.hex(":")) for (octets,) in _KEY.iter_unpack(keys.raw[: count * _KEY.size]))
+        macs = (Mac(packed.hex(":")) for (packed,) in _KEY.iter_unpack(keys.raw[: count * _KEY.size]))
         ports = (port for (port,) in _VALUE.iter_unpack(values.raw[: count * _VALUE.size]))
         return list(zip(macs, ports, strict=True))
 
@@ -106,7 +106,7 @@ class Rows:
         os.close(self._descriptor)
 
     def _row(self, command: int, mac: Mac, value: int) -> None:
-        key = ctypes.create_string_buffer(_KEY.pack(bytes.fromhex(mac.replace(":", ""))))
+        key = ctypes.create_string_buffer(_KEY.pack(octets(mac)))
         _bpf(command, struct.pack("=IxxxxQQQ", self._descriptor, ctypes.addressof(key), value, 0))
 
 

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
 
 from driver.kernel.wire import Channel, Refused, Request, attribute, attributes
 from driver.objects import ALIAS_PREFIX, WRONG_MTU, Bridge, Port, Vxlan
-from driver.values import Address, Interface, Mac, Vni
+from driver.values import Address, Interface, Mac, Vni, octets
 
 Device = Bridge | Vxlan | Port
 
@@ -29,6 +29,8 @@ _IFADDR = struct.Struct("=BBBBI")
 _ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 12, 18, 20
 _AF_SPEC, _GROUP, _EXT_MASK = 26, 27, 29
 _SKIP_STATS = struct.pack("=I", 1 << 3)
+_ANY = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
+"""A question for devices, without their statistics."""
 _DOOMED = struct.pack("=I", 0x70796F76)
 _INFO_KIND, _INFO_DATA, _INFO_PORT = 1, 2, 5
 _IFF_UP, IFF_LOOPBACK = 0x1, 0x8
@@ -110,23 +112,20 @@ class Assigned:
 
 def links(channel: Channel) -> dict[int, Link]:
     """Return all devices of a namespace by index; raise OSError."""
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
-    found = map(parse, channel.dump(_GETLINK, body))
+    found = map(parse, channel.dump(_GETLINK, _ANY))
     return {link.index: link for link in found}
 
 
 def tunnels(channel: Channel, bridge: int) -> list[int]:
     """Return the VXLAN devices that are ports of *bridge*; raise OSError."""
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
-    body += attribute(_MASTER, struct.pack("=I", bridge))
-    body += attribute(_LINKINFO, attribute(_INFO_KIND, b"vxlan\0"))
-    return [parse(data).index for data in channel.dump(_GETLINK, body)]
+    ports = attribute(_MASTER, struct.pack("=I", bridge))
+    kind = attribute(_LINKINFO, attribute(_INFO_KIND, b"vxlan\0"))
+    return [index_of(data) for data in channel.dump(_GETLINK, _ANY + ports + kind)]
 
 
 def link(channel: Channel, name: str) -> Link | None:
     """Return the device *name*, or None; raise OSError."""
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
-    answer = channel.ask(_GETLINK, body + attribute(_IFNAME, name.encode() + b"\0"))
+    answer = channel.ask(_GETLINK, _ANY + attribute(_IFNAME, name.encode() + b"\0"))
     return parse(answer) if answer else None
 
 
@@ -218,8 +217,8 @@ def cannot_resolve(index: int, assigned: Sequence[Assigned]) -> bool:
 
 def link_local(mac: Mac) -> IPv6Interface:
     """Derive the link-local address of a MAC (RFC 4291, appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    suffix = bytes([octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]])
+    first, *rest = octets(mac)
+    suffix = bytes([first ^ 2, *rest[:2], 0xFF, 0xFE, *rest[2:]])
     return IPv6Interface((b"\xfe\x80" + bytes(6) + suffix, 64))
 
 

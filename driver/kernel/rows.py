@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from driver.kernel.wire import APPEND, CREATE, REPLACE, Channel, Request, attribute, attributes
 from driver.objects import FLOOD_MAC, FdbEntry, Neighbour, Row
 from driver.plan import Delete, Set
-from driver.values import Address, Mac
+from driver.values import Address, Mac, octets
 
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _AF_BRIDGE = 7
@@ -91,7 +91,7 @@ def place_of(row: Row, device: int) -> Place:
     """Tell where *row* is, on the VXLAN device with index *device*."""
     if isinstance(row, Neighbour):
         return device, _family(row.address), row.address.packed, b""
-    return device, _AF_BRIDGE, _octets(row.mac), row.vtep.packed if _is_replication(row) else b""
+    return device, _AF_BRIDGE, octets(row.mac), row.vtep.packed if _is_replication(row) else b""
 
 
 def place_in(data: bytes) -> Place:
@@ -112,7 +112,7 @@ def _is_replication(row: Row) -> bool:
 def _question(row: Row, device: int) -> bytes:
     if isinstance(row, Neighbour):
         return _NDMSG.pack(_family(row.address), device, 0, 0, 0) + attribute(_DST, row.address.packed)
-    return _NDMSG.pack(_AF_BRIDGE, device, 0, _SELF, 0) + attribute(_LLADDR, _octets(row.mac))
+    return _NDMSG.pack(_AF_BRIDGE, device, 0, _SELF, 0) + attribute(_LLADDR, octets(row.mac))
 
 
 def _fdb(messages: Iterable[bytes], namespace: str, index: int, name: str) -> Iterator[FdbEntry]:
@@ -144,16 +144,12 @@ def _neighbours(messages: Iterable[bytes], namespace: str, vxlans: Mapping[int, 
 def _body(family: int, flags: int, device: int, mac: Mac | None, address: Address | None) -> bytes:
     if mac is not None and address is not None:
         packed = address.packed
-        octets, size = _octets(mac), len(packed) + 4
-        return _HEAD.pack(family, device, _PERMANENT, flags, 0, 10, _LLADDR, octets, size, _DST) + packed
+        size = len(packed) + 4
+        return _HEAD.pack(family, device, _PERMANENT, flags, 0, 10, _LLADDR, octets(mac), size, _DST) + packed
     body = _NDMSG.pack(family, device, _PERMANENT, flags, 0)
     if mac is not None:
-        body += attribute(_LLADDR, _octets(mac))
+        body += attribute(_LLADDR, octets(mac))
     return body + (attribute(_DST, address.packed) if address is not None else b"")
-
-
-def _octets(mac: Mac) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _family(address: Address) -> int:

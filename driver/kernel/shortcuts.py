@@ -18,7 +18,7 @@ from driver.kernel.links import Link
 from driver.kernel.refusal import GONE
 from driver.kernel.wire import CREATE, EXCL, Channel, Refused, Request, attribute, attributes
 from driver.objects import FLOOD_MAC, Port, Shortcut
-from driver.values import Mac
+from driver.values import Mac, octets
 
 _NEWQDISC, _NEWTFILTER, _DELTFILTER, _GETTFILTER = 36, 44, 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")
@@ -157,7 +157,7 @@ def _index(channel: Channel, name: str) -> int:
 def _send() -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as opened:
         opened.bind(("lo", 0))
-        mac = bytes.fromhex(_TRIAL.peer_mac.replace(":", ""))
+        mac = octets(_TRIAL.peer_mac)
         for _ in range(_FRAMES):
             opened.send(mac + mac + struct.pack("!H46x", _EXPERIMENTAL))
 

@@ -34,6 +34,13 @@ def put(host: Host, built: Path, **settings: str) -> None:
     host.put_plugin(built / "rootfs", config, DRIVER, settings={"PYOVERLAY_LOG_LEVEL": "debug", **settings})
 
 
+def reconfigure(host: Host, setting: str) -> None:
+    """Change a setting, NAME=VALUE, as an operator does: that takes a plugin that is disabled."""
+    host.docker("plugin", "disable", "-f", DRIVER)
+    host.docker("plugin", "set", DRIVER, setting)
+    host.docker("plugin", "enable", DRIVER)
+
+
 @pytest.fixture(scope="session")
 def lab(built: Path) -> Iterator[Lab]:
     """Three hosts in a Swarm: a manager and two workers, engines of three ages.

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import in_swarm, put
 from tests.e2e.containers import Playground, eventually, playground
-from tests.e2e.web import WEB, Load, Web, backends, load, vip_of
+from tests.e2e.web import WEB, Load, Web, backends, load
 from tests.lab import Host, Lab
 
 
@@ -44,7 +44,7 @@ def test_the_leader_is_lost_and_another_takes_over(managers: Lab) -> None:
     _, on2, on3, on4 = ground.everywhere(network)
     service = ground.service(network, 4, command=WEB)
     ground.wait_tasks(service, 4)
-    web = Web(ground, network, service, vip_of(h1, service, network), [on2, on3, on4])
+    web = Web(ground, network, service, [on2, on3, on4])
     web.wait(4)
     meter = h4.popen(
         ["docker", "exec", on4.name, "ping", "-i", "0.05", "-c", "400", "-W", "1", on2.address(network)],

@@ -6,9 +6,9 @@ import platform
 
 import pytest
 
-from tests.e2e.containers import DRIVER, Container, Playground, eventually
+from tests.e2e.conftest import reconfigure
+from tests.e2e.containers import Container, Playground, eventually
 from tests.e2e.test_wire import transfer
-from tests.lab import Host
 
 PINGS = 200
 
@@ -78,15 +78,9 @@ def test_a_filter_that_somebody_removed_is_there_again(pair: tuple[str, Containe
 def test_it_can_be_switched_off(ground: Playground, pair: tuple[str, Container, Container]) -> None:
     """Where somebody mistrusts it: then all takes the bridge, without a restart of any container."""
     network, one, two = pair
-    switch(one.host, "off")
+    reconfigure(one.host, "PYOVERLAY_SHORTCUT=off")
     try:
         assert eventually(lambda: over_the_bridge(one, two, network) >= PINGS, 10)
     finally:
-        switch(one.host, "auto")
+        reconfigure(one.host, "PYOVERLAY_SHORTCUT=auto")
     assert eventually(lambda: over_the_bridge(one, two, network) < PINGS / 20, 10)
-
-
-def switch(host: Host, value: str) -> None:
-    host.docker("plugin", "disable", "-f", DRIVER)
-    host.docker("plugin", "set", DRIVER, f"PYOVERLAY_SHORTCUT={value}")
-    host.docker("plugin", "enable", DRIVER)

@@ -147,8 +147,11 @@ class Web:
     ground: Playground
     network: str
     service: str
-    vip: str
     clients: list[Container]
+    vip: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.vip = vip_of(self.ground.manager, self.service, self.network)
 
     def scale(self, replicas: int) -> set[str]:
         """Have so many tasks; return their addresses once every client knows them."""
@@ -167,6 +170,6 @@ def web(ground: Playground, replicas: int, *options: str) -> Web:
     service = ground.service(network, replicas, *options, command=WEB)
     clients = ground.everywhere(network)
     ground.wait_tasks(service, replicas)
-    made = Web(ground, network, service, vip_of(ground.manager, service, network), clients)
+    made = Web(ground, network, service, clients)
     made.wait(replicas)
     return made

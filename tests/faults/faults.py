@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from tests.e2e.conftest import reconfigure
 from tests.e2e.containers import DRIVER, unique
 from tests.faults.facts import PREFIX, processes, read, state_folder, store_host
 from tests.faults.scene import Scene, arbiter_and_worker, leader_of, plugin_answers, signal, until
@@ -307,9 +308,7 @@ def _old_address(scene: Scene) -> None:
 
 
 def _set_vtep(scene: Scene, address: str) -> None:
-    scene.worker.docker("plugin", "disable", "-f", DRIVER)
-    scene.worker.docker("plugin", "set", DRIVER, f"PYOVERLAY_VTEP={address}")
-    scene.worker.docker("plugin", "enable", DRIVER)
+    reconfigure(scene.worker, f"PYOVERLAY_VTEP={address}")
 
 
 def _lower_mtu(scene: Scene) -> None:

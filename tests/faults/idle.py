@@ -9,9 +9,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from driver.control.memory import MemoryStore
 from tests.kernel.hosts import Host
-from tests.kernel.machine import pair
+from tests.kernel.machine import running
 from tests.kernel.test_balancing import TASKS, VIP, World
 
 _PORT = 81
@@ -38,10 +37,7 @@ def idle_connection(folder: Path) -> Iterator[Idle]:
     """Open one from a container of one host to one of another, then let the address lead elsewhere."""
     with ExitStack() as stack:
         hosts = [stack.enter_context(closing(Host(folder / f"netns{n}"))) for n in range(2)]
-        machines = pair(hosts, MemoryStore())
-        for machine in machines:
-            stack.callback(machine.stop)
-        world = stack.enter_context(closing(World(machines)))
+        world = stack.enter_context(closing(World(stack.enter_context(running(hosts)))))
         world.say(web=[VIP, TASKS[1]])
         listener = stack.enter_context(world.tasks[1].space.socket(socket.AF_INET, socket.SOCK_STREAM))
         listener.bind(("0.0.0.0", _PORT))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.containers import Container, eventually, removed
-from tests.e2e.web import WEB, Web, tcp, vip_of
+from tests.e2e.web import WEB, Web, tcp
 from tests.faults.checker import FORGOTTEN, ended
 from tests.faults.facts import read
 from tests.faults.faults import FAULTS, Fault, Traffic
@@ -97,11 +97,10 @@ class Soak:
         replicas, ground, network = self.dice.randrange(1, MOST), self.scene.ground, self.scene.network
         if not self.service:
             self.service = ground.service(network, replicas, command=WEB)
-        vip = vip_of(ground.manager, self.service, network)
-        web = Web(ground, network, self.service, vip, list(self.scene.anchors.values()))
+        web = Web(ground, network, self.service, list(self.scene.anchors.values()))
         tasks = web.scale(replicas)
         for client in web.clients:
-            answered = {seen.split()[0] for seen in tcp(client, vip, len(tasks))}
+            answered = {seen.split()[0] for seen in tcp(client, web.vip, len(tasks))}
             assert answered == tasks, f"{client.name} was answered by {answered}, not by {tasks}"
 
     def fault(self, chosen: Fault) -> None:

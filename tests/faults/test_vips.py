@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.e2e.containers import eventually
-from tests.e2e.web import RATE, WEB, Web, load, vip_of
+from tests.e2e.web import RATE, WEB, Web, load
 from tests.faults.faults import FAULTS, Fault, Traffic
 from tests.faults.idle import Idle
 from tests.faults.scene import Scene
@@ -62,8 +62,7 @@ def served(stage: Scene, places: list[Host]) -> Iterator[Web]:
     elsewhere = [host.name for host in stage.lab.hosts if host.name not in names]
     constraints = [word for name in elsewhere for word in ("--constraint", f"node.hostname!={name}")]
     service = ground.service(stage.network, 3, *constraints, command=WEB)
-    vip = vip_of(ground.manager, service, stage.network)
-    web = Web(ground, stage.network, service, vip, list(stage.anchors.values()))
+    web = Web(ground, stage.network, service, list(stage.anchors.values()))
     web.wait(3)
     yield web
     ground.manager.docker("service", "rm", service)

@@ -7,7 +7,8 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address, ip_interface, ip_network
 
 from driver.balancing import Balancing
@@ -78,9 +79,10 @@ def endpoint_id(network: str, address: str) -> str:
     return (ip_address(address).packed.hex() + network.encode().hex() + "0" * 64)[:64]
 
 
-def pair(hosts: list[Host], cluster: MemoryStore) -> list[Machine]:
-    """Two machines on one wire."""
+def pair(hosts: list[Host]) -> list[Machine]:
+    """Two machines on one wire, with one store."""
     a, b = hosts
+    cluster = MemoryStore()
     a.run(f"ip link add u0 type veth peer name u0 netns {b.path}")
     for number, host in enumerate(hosts, 1):
         host.run(f"ip address add 192.0.2.{number}/24 dev u0 && ip link set u0 up")
@@ -88,6 +90,17 @@ def pair(hosts: list[Host], cluster: MemoryStore) -> list[Machine]:
     for machine in machines:
         machine.start()
     return machines
+
+
+@contextmanager
+def running(hosts: list[Host]) -> Iterator[list[Machine]]:
+    """A pair that ends with the context."""
+    machines = pair(hosts)
+    try:
+        yield machines
+    finally:
+        for machine in machines:
+            machine.stop()
 
 
 class Meter:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -16,11 +16,10 @@ import pytest
 
 from driver.balancing import Balancing
 from driver.control import ServiceRecord
-from driver.control.memory import MemoryStore
 from driver.kernel.sandboxes import NetlinkSandboxes
 from driver.values import NetworkId
 from tests.kernel.hosts import Host, Space, eventually
-from tests.kernel.machine import Machine, Meter, endpoint_id, pair
+from tests.kernel.machine import Machine, Meter, endpoint_id, running
 
 pytestmark = pytest.mark.kernel
 
@@ -103,12 +102,8 @@ class World:
 
 @pytest.fixture
 def world(hosts: Callable[[], Host]) -> Iterator[World]:
-    machines = pair([hosts(), hosts()], MemoryStore())
-    world = World(machines)
-    yield world
-    world.close()
-    for machine in machines:
-        machine.stop()
+    with running([hosts(), hosts()]) as machines, closing(World(machines)) as world:
+        yield world
 
 
 def ask(client: Space, address: str) -> tuple[str, str]:

@@ -8,10 +8,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from driver.control.memory import MemoryStore
 from driver.values import NetworkId
 from tests.kernel.hosts import Host, Space, eventually
-from tests.kernel.machine import Machine, Meter, endpoint_id, pair
+from tests.kernel.machine import Machine, Meter, endpoint_id, running
 
 pytestmark = pytest.mark.kernel
 
@@ -21,12 +20,10 @@ ADDRESS = "10.1.0.9"
 
 @pytest.fixture
 def machines(hosts: Callable[[], Host]) -> Iterator[list[Machine]]:
-    made = pair([hosts(), hosts()], MemoryStore())
-    for machine in made:
-        machine.create(NET, "10.1.0.0/24", 7001)
-    yield made
-    for machine in made:
-        machine.stop()
+    with running([hosts(), hosts()]) as made:
+        for machine in made:
+            machine.create(NET, "10.1.0.0/24", 7001)
+        yield made
 
 
 def end(machine: Machine, space: Space) -> None:

@@ -11,14 +11,13 @@ from ipaddress import ip_address
 
 import pytest
 
-from driver.control.memory import MemoryStore
 from driver.desired import desired, namespace_name, port_name, publication
 from driver.kernel.netlink import NetlinkKernel
 from driver.model import Underlay
 from driver.objects import KernelState
 from driver.values import EndpointId, NetworkId
 from tests.kernel.hosts import Host, Space, eventually
-from tests.kernel.machine import Machine, Meter, Stream, datagrams, endpoint_id, pair
+from tests.kernel.machine import Machine, Meter, Stream, datagrams, endpoint_id, running
 
 pytestmark = pytest.mark.kernel
 
@@ -72,10 +71,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         hosts = [Host(tmp_path_factory.mktemp(name)) for name in ("a", "b")]
         for host in hosts:
             stack.callback(host.close)
-        machines = pair(hosts, MemoryStore())
-        for machine in machines:
-            stack.callback(machine.stop)
-        yield Lab(machines)
+        yield Lab(stack.enter_context(running(hosts)))
 
 
 def idle_port() -> str:

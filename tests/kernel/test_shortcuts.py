@@ -6,12 +6,11 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
 
-from driver.control.memory import MemoryStore
 from driver.desired import namespace_name, port_name
 from driver.kernel import bpf
 from driver.kernel.bpf import Rows
@@ -20,7 +19,7 @@ from driver.objects import FLOOD_MAC, Kind, Shortcut
 from driver.plan import Delete, Set, diff
 from driver.values import EndpointId, Mac, NetworkId
 from tests.kernel.hosts import Host, Space, eventually
-from tests.kernel.machine import Machine, endpoint_id, pair
+from tests.kernel.machine import Machine, endpoint_id, running
 from tests.kernel.samples import NS, PEER_MAC, network
 from tests.kernel.test_datapath import ping
 
@@ -52,11 +51,8 @@ class Lab:
 
 @pytest.fixture
 def lab(hosts: Callable[[], Host]) -> Iterator[Lab]:
-    with ExitStack() as stack:
-        made = [hosts(), hosts()]
-        a, b = pair(made, MemoryStore())
+    with running([hosts(), hosts()]) as (a, b):
         for machine in (a, b):
-            stack.callback(machine.stop)
             machine.create(NETWORK, "10.3.0.0/24", 7003)
         if not a.engine.shortcuts:
             pytest.skip("this kernel has no shortcuts")
