@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from driver.drift import findings, sentence
+from driver.drift import asked_for, findings, sentence
 from driver.errors import KernelError
 from driver.kernel import Sandboxes
 from driver.objects import Balancer, KernelState, Key, Services
@@ -160,10 +160,9 @@ class Balancing:
     def _reconcile(
         self, sandbox: str, progress: _Progress, wanted: Mapping[Key, Balancer], kept: set[Key]
     ) -> None:
-        settled = wanted == progress.wish and not progress.failure
         progress.awaited = False
         try:
-            failure = self._converge(sandbox, progress, wanted, kept, settled=settled)
+            failure = self._converge(sandbox, progress, wanted, kept)
         except KernelError as error:
             failure = error
         progress.wish = wanted
@@ -178,13 +177,7 @@ class Balancing:
         progress.pause = min(progress.pause * 2, _LONGEST_PAUSE)
 
     def _converge(
-        self,
-        sandbox: str,
-        progress: _Progress,
-        wanted: Mapping[Key, Balancer],
-        kept: set[Key],
-        *,
-        settled: bool,
+        self, sandbox: str, progress: _Progress, wanted: Mapping[Key, Balancer], kept: set[Key]
     ) -> KernelError | None:
         failure = None
         for _ in range(_PASSES):
@@ -196,8 +189,9 @@ class Balancing:
             failure = next(iter(self._kernel.apply(ops).values()), None)
             if failure is None:
                 progress.held = bool(wanted) or not have.keys().isdisjoint(kept)
-                if settled:
-                    log.warning("repaired: %s", sentence(findings(ops)))
+                was = None if progress.failure else progress.wish
+                if was is not None and (found := findings(ops, asked_for(ops, was, wanted))):
+                    log.warning("repaired: %s", sentence(found))
                 return None
             if failure.errno != errno.ERESTART:
                 return failure

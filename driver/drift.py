@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from driver.objects import (
@@ -13,6 +13,7 @@ from driver.objects import (
     BridgeAddress,
     FdbEntry,
     KernelObject,
+    KernelState,
     Key,
     Kind,
     Namespace,
@@ -36,16 +37,31 @@ class Finding:
     text: str
 
 
-def findings(ops: Sequence[Op]) -> list[Finding]:
-    """Return the causes of *ops*, which would mend the kernel; what went with another object is none."""
+def findings(ops: Sequence[Op], asked: Collection[Key] = ()) -> list[Finding]:
+    """Return the causes of *ops*, which would mend the kernel; what went with another object is none.
+
+    What was *asked* for is none either.
+    """
     gone = {op.want.key for op in ops if isinstance(op, Set) and not _is_in_place(op)}
-    return [Finding(subject(op).key[0], _text(op)) for op in ops if not _follows(op, gone)]
+    found = [op for op in ops if subject(op).key not in asked and not _follows(op, gone)]
+    return [Finding(subject(op).key[0], _text(op)) for op in found]
+
+
+def asked_for(ops: Sequence[Op], was: KernelState, want: KernelState) -> set[Key]:
+    """Return what *ops* are about because the wish has gone from *was* to *want*, or a Join waits for it."""
+    keys = {subject(op).key for op in ops}
+    changed = {key for key in keys if was.get(key) != want.get(key)}
+    return changed | {op.want.key for op in ops if isinstance(op, Set) and _is_new_port(op)}
 
 
 def sentence(found: Sequence[Finding]) -> str:
     """Name the first few findings and count the rest."""
     told = "; ".join(finding.text for finding in found[:_TOLD])
     return told if len(found) <= _TOLD else f"{told}; and {len(found) - _TOLD} more"
+
+
+def _is_new_port(op: Set) -> bool:
+    return isinstance(op.want, Port) and op.want.create and op.have is None
 
 
 def _is_in_place(op: Set) -> bool:

@@ -19,18 +19,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from driver.adoption import adopt_kernel, withdraw
-from driver.desired import desired, namespace_name, vanished
-from driver.drift import findings, sentence
+from driver.desired import namespace_name, vanished
+from driver.drift import Finding, asked_for, findings, sentence
 from driver.errors import DeadlineExceeded, KernelError
 from driver.kernel import HOST, Kernel
 from driver.model import Underlay
 from driver.objects import SHARED, KernelState, Key, Kind, Namespace
-from driver.part import Part, changed_part
+from driver.part import Part, changed_part, whole
 from driver.plan import Delete, Op, diff
 from driver.state import State, without_doubtful
 from driver.store import Store
@@ -229,14 +229,14 @@ class Engine:
         if isinstance(underlay, KernelError):
             progress.missing = {}
             return {namespace.key: underlay}
-        settled = wish.is_done_with(progress.wish) and not progress.errors
         goes_on = progress.wish is not None and wish.frame == progress.wish.frame and not progress.errors
+        before = progress.state if goes_on else None
         try:
-            part = None
-            if goes_on and not due:
-                before = progress.state or state
-                part = changed_part(before, state, network, underlay, shortcuts=self.shortcuts)
-            errors = self._converge(state, network, underlay, part, settled=settled)
+            if before is None or due:
+                first = whole(before, state, network, underlay, shortcuts=self.shortcuts)
+            else:
+                first = changed_part(before, state, network, underlay, shortcuts=self.shortcuts)
+            errors = self._converge(state, network, underlay, first)
         except KernelError as failure:
             progress.missing = {}  # nobody could see
             errors = {namespace.key: failure}
@@ -245,11 +245,12 @@ class Engine:
         return errors
 
     def _converge(
-        self, state: State, network: NetworkId, underlay: Underlay, part: Part | None, *, settled: bool
+        self, state: State, network: NetworkId, underlay: Underlay, first: Part
     ) -> Mapping[Key, KernelError]:
-        """Make the kernel hold what *part* wants; None stands for all."""
+        """Make the kernel hold what is wanted of the network; begin with *first*."""
+        part: Part | None = first
         for attempt in range(_PASSES):
-            part = part or Part(desired(state, network, underlay, shortcuts=self.shortcuts))
+            part = part or whole(None, state, network, underlay, shortcuts=self.shortcuts)
             have = self._read(network, part)
             if have is None:
                 part = None
@@ -262,8 +263,8 @@ class Engine:
                 return {}
             log.debug("network %s: %s", network, _summary(ops))
             errors = self._kernel.apply(ops)
-            if settled and attempt == 0:
-                self._note_drift(network, ops)
+            if attempt == 0 and part.was is not None:
+                self._note_drift(network, findings(ops, asked_for(ops, part.was, part.want)))
             if errors:
                 return errors
             part = part.after(ops)
@@ -278,8 +279,7 @@ class Engine:
                 raise
             return None
 
-    def _note_drift(self, network: NetworkId, ops: list[Op]) -> None:
-        found = findings(ops)
+    def _note_drift(self, network: NetworkId, found: Sequence[Finding]) -> None:
         self.repairs.update(finding.kind for finding in found)
         if found:
             log.warning("network %s: repaired: %s", network, sentence(found))

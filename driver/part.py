@@ -28,6 +28,8 @@ class Part:
 
     want: KernelState
     rows: Collection[Row] | None = None
+    was: KernelState | None = None
+    """What was wanted in their place before; None when that is not known."""
 
     def after(self, ops: Sequence[Op]) -> Part | None:
         """Return what to look at after *ops*; None when that is all there is, and more than here is known.
@@ -43,10 +45,22 @@ class Part:
         return Part(_without_others(self.want, rows), rows.values())
 
 
+def whole(
+    before: State | None, after: State, network: NetworkId, underlay: Underlay, *, shortcuts: bool = True
+) -> Part:
+    """Return all of the network, with what was wanted *before* unless that is None."""
+    want = desired(after, network, underlay, shortcuts=shortcuts)
+    if before is None:
+        return Part(want)
+    return Part(
+        want, was=want if before is after else desired(before, network, underlay, shortcuts=shortcuts)
+    )
+
+
 def changed_part(
     before: State, after: State, network: NetworkId, underlay: Underlay, *, shortcuts: bool = True
-) -> Part | None:
-    """Return what of the network is not wanted any more as it was *before*; None when that is most of it.
+) -> Part:
+    """Return what of the network is not wanted any more as it was *before*; all when that is most of it.
 
     Both states must have one network, one host and one underlay.
     """
@@ -56,8 +70,8 @@ def changed_part(
     rows = changed_rows(was, want)
     is_first_or_last = bool(was) != bool(want)  # of the containers here
     if is_first_or_last or _WORTH * len(rows) > 2 * len(after.peers.entries.get(network, ())):
-        return None
-    return Part(_without_others(want, rows), rows.values())
+        return whole(before, after, network, underlay, shortcuts=shortcuts)
+    return Part(_without_others(want, rows), rows.values(), _without_others(was, rows))
 
 
 def narrowed(before: State, after: State, network: NetworkId) -> tuple[State, State]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -66,6 +68,8 @@ class FakeKernel:
         self._read_failures: list[int] = []
         self._news: set[str] = set()
         self._wake: int | None = None
+        self._goes_on = threading.Event()
+        self._goes_on.set()
 
     # What the driver sees.
 
@@ -112,6 +116,7 @@ class FakeKernel:
         self._wake = wake
         if not self._news:
             select.select([wake], [], [], timeout)
+        self._goes_on.wait()
         self._wake = None
         told, self._news = self._news, set()
         return told
@@ -126,6 +131,15 @@ class FakeKernel:
         self.closed = True
 
     # What tests arrange.
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Let who waits for news stand still, and then meet all of it at once."""
+        self._goes_on.clear()
+        try:
+            yield
+        finally:
+            self._goes_on.set()
 
     def fail_next(self, kind: Kind, number: int, times: int = 1) -> None:
         """Refuse the next *times* operations on objects of *kind* with errno *number*."""

@@ -27,11 +27,11 @@ NAME = "pyoverlay-net1"
 class World:
     """A host with containers 1 and 2, of which the second's namespace comes late, if *late*."""
 
-    def __init__(self, begin: State, kernel: FakeSandboxes) -> None:
+    def __init__(self, begin: State, kernel: FakeSandboxes, audit_interval: float = 0.2) -> None:
         self.store = Store(MemoryDisk(begin))
         self.store.update(lambda _: begin)
         self.kernel = kernel
-        self.balancing = Balancing(self.store, kernel, audit_interval=0.2)
+        self.balancing = Balancing(self.store, kernel, audit_interval=audit_interval)
 
     def update(self, change: Callable[[State], State]) -> None:
         assert self.balancing.wait(self.store.update(change), 5)
@@ -121,6 +121,17 @@ def test_what_a_hand_changes_is_mended_and_told(world: World, caplog: pytest.Log
     world.kernel.spoil(Balancer(BOX1, NAME, {}, sound=False))
     assert soon(lambda: world.of(BOX1) == {VIP: (at(1), at(11))})
     assert soon(lambda: f"repaired: table {NAME} in {BOX1} was changed" in caplog.text)
+
+
+def test_what_a_hand_does_while_a_service_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(state(record(1, 11)), FakeSandboxes(BOX1, BOX2), audit_interval=60.0)
+    world.balancing.start()
+    assert soon(lambda: world.of(BOX1))
+    world.kernel.spoil(Balancer(BOX1, "pyoverlay-other", {VIP: ()}))
+    world.say(2, 11)
+    assert world.kernel.services(BOX1) == {NAME: {VIP: (at(2), at(11))}}
+    assert [r.message for r in caplog.records] == [f"repaired: table pyoverlay-other in {BOX1} was not ours"]
+    world.balancing.stop()
 
 
 def test_silence_leaves_tables_as_they_are() -> None:

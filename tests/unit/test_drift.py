@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
 import pytest
 
@@ -95,6 +96,51 @@ def test_what_the_wish_changes_is_no_drift(node: Node) -> None:
     node.detach(EP2)
     node.kernel.move_underlay(ip_address("192.0.2.1"), Underlay("eth0", 1400))
     assert _soon(lambda: bridge(node).mtu == 1350)
+    assert node.engine.repairs == {}
+
+
+@pytest.mark.parametrize("others", [0, 20], ids=["all is looked at", "a part is looked at"])
+def test_what_a_hand_does_while_the_wish_changes_is_told_and_counted(
+    node: Node, caplog: pytest.LogCaptureFixture, others: int
+) -> None:
+    """Not so what the new wish asks for."""
+    attach(node, EP, "10.62.0.4")
+    attach(node, EP2, "10.62.0.5")
+    other = Node(2, node.cluster)
+    try:
+        other.create()
+        for number in range(others):
+            announce(other, f"10.62.0.{100 + number}")
+        assert _soon(lambda: len(node.rows()) == others)
+        right = vxlan(node)
+        with node.kernel.holding():
+            node.kernel.spoil(replace(right, mtu=1400))
+            node.detach(EP2)
+            announce(other, "10.62.0.77")
+            assert _soon(lambda: len(node.store.state.peers.entries[NetworkId(NET)]) == others + 1)
+        assert _soon(lambda: len(node.rows()) == others + 1)
+        assert vxlan(node) == right
+        assert _soon(lambda: node.engine.repairs == {Kind.VXLAN: 1})
+        assert caplog.text.count("repaired") == 1
+    finally:
+        other.end()
+
+
+def announce(node: Node, address: str) -> None:
+    endpoint = f"{int(ip_address(address)):08x}" * 8
+    node.service.create_endpoint(NET, endpoint, [ip_interface(f"{address}/24")], None, {})
+
+
+def test_a_join_of_an_endpoint_whose_pair_has_gone_is_no_drift(node: Node) -> None:
+    """The engine was killed, and its containers with it; it says all of it again."""
+    attach(node, EP, "10.62.0.4")
+    with ThreadPoolExecutor(1) as pool, node.kernel.holding():
+        node.kernel.lose(port(node, EP).key)
+        node.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+        join = pool.submit(node.service.join, NET, EP, "")
+        assert _soon(lambda: EndpointId(EP) in node.store.state.joining)
+    join.result(5)
+    assert port(node, EP).create
     assert node.engine.repairs == {}
 
 

@@ -90,10 +90,20 @@ def test_all_shortcuts_belong_to_it(seed: int) -> None:
     before = world(random)
     after = changed(random, before)
     part = changed_part(before, after, NET, FALLBACK_UNDERLAY)
-    if part is not None:
-        assert shortcuts(part.want) == shortcuts(desired(after, NET))
+    assert shortcuts(part.want) == shortcuts(desired(after, NET))
     without = changed_part(before, after, NET, FALLBACK_UNDERLAY, shortcuts=False)
-    assert without is None or shortcuts(without.want) == {}
+    assert shortcuts(without.want) == {}
+
+
+@given(st.integers(0, 1_000_000))
+def test_it_knows_what_was_wanted_in_its_place(seed: int) -> None:
+    random = Random(seed)
+    before = world(random)
+    after = changed(random, before)
+    part, old = changed_part(before, after, NET, FALLBACK_UNDERLAY), desired(before, NET)
+    assert part.was is not None
+    assert part.was.items() <= old.items()
+    assert old.keys() & part.want.keys() <= part.was.keys()
 
 
 def shortcuts(state: KernelState) -> KernelState:

@@ -504,35 +504,26 @@ def test_a_join_that_ends_late_leaves_a_newer_one_its_pair(
     one = nodes[0]
     one.create()
     one.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
-    kernel_wait, engine_wait = one.kernel.wait, one.engine.wait
-    answer, held, go = threading.Event(), threading.Event(), threading.Event()
-    calls = itertools.count()
-
-    def hold(timeout: float, wake: int) -> Collection[str]:
-        held.set()
-        assert go.wait(5)
-        return kernel_wait(timeout, wake)
+    wait, calls, answer = one.engine.wait, itertools.count(), threading.Event()
 
     def late(*args: Any) -> None:
         if next(calls) == 1:  # the older Join's last
             assert answer.wait(5)
         else:
-            engine_wait(*args)
+            wait(*args)
 
     monkeypatch.setattr(one.engine, "wait", late)
     with ThreadPoolExecutor(2) as pool:
         older = pool.submit(one.service.join, NET, EP, "/run/old")
         assert _soon(lambda: _has_port(one))
-        monkeypatch.setattr(one.kernel, "wait", hold)
         one.service.delete_endpoint(NET, EP)
-        assert held.wait(5)
-        assert not _has_port(one)
-        one.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
-        newer = pool.submit(one.service.join, NET, EP, "/run/new")
-        assert _soon(lambda: EndpointId(EP) in one.store.state.joining)
-        answer.set()
-        older.result(5)
-        go.set()
+        assert _soon(lambda: not _has_port(one))
+        with one.kernel.holding():
+            one.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+            newer = pool.submit(one.service.join, NET, EP, "/run/new")
+            assert _soon(lambda: EndpointId(EP) in one.store.state.joining)
+            answer.set()
+            older.result(5)
         newer.result(5)
     assert _has_port(one)
     assert one.store.state.joining == {}
