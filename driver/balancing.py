@@ -15,7 +15,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -44,6 +44,8 @@ class _Progress:
     """What has been done for one sandbox."""
 
     wish: Mapping[Key, Balancer] | None = None
+    kept: Set[Key] = frozenset()
+    """What was to stay as it is: it may be ours although no wish was known."""
     held: bool = False
     """Whether there was anything of ours at the last look."""
     retry_at: float = math.inf
@@ -165,7 +167,7 @@ class Balancing:
             failure = self._converge(sandbox, progress, wanted, kept)
         except KernelError as error:
             failure = error
-        progress.wish = wanted
+        progress.wish, progress.kept = wanted, kept
         if failure is None:
             progress.retry_at, progress.pause, progress.failure = math.inf, _FIRST_PAUSE, ""
             return
@@ -190,7 +192,7 @@ class Balancing:
             if failure is None:
                 progress.held = bool(wanted) or not have.keys().isdisjoint(kept)
                 was = None if progress.failure else progress.wish
-                if was is not None and (found := findings(ops, asked_for(ops, was, wanted))):
+                if was is not None and (found := findings(ops, asked_for(ops, was, wanted) | progress.kept)):
                     log.warning("repaired: %s", sentence(found))
                 return None
             if failure.errno != errno.ERESTART:

@@ -123,6 +123,17 @@ def test_what_a_hand_changes_is_mended_and_told(world: World, caplog: pytest.Log
     assert soon(lambda: f"repaired: table {NAME} in {BOX1} was changed" in caplog.text)
 
 
+def test_the_table_of_services_that_went_unseen_was_no_strangers(caplog: pytest.LogCaptureFixture) -> None:
+    kernel = FakeSandboxes(BOX1, BOX2)
+    kernel.spoil(Balancer(BOX1, NAME, {VIP: (at(7),)}))
+    world = World(replace(state(), services={}), kernel)
+    world.balancing.start()
+    world.update(lambda s: replace(s, services={NET: {}}))
+    assert soon(lambda: kernel.services(BOX1) == {})
+    assert not caplog.records
+    world.balancing.stop()
+
+
 def test_what_a_hand_does_while_a_service_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
     world = World(state(record(1, 11)), FakeSandboxes(BOX1, BOX2), audit_interval=60.0)
     world.balancing.start()
