@@ -50,6 +50,7 @@ from driver.values import (
     Mac,
     NetworkId,
     Prefix,
+    is_of_one_host,
     mac_of,
     parse_id,
 )
@@ -143,6 +144,7 @@ class OverlayService:
         """
         self._check_scope()
         network_id = NetworkId(parse_id("NetworkID", network))
+        self._check_maker(network_id)
         parsed = self._parse(options)
         check_subnets(subnets, swarm=self.scope == "global")
         groups = segments_of(subnets)
@@ -278,6 +280,17 @@ class OverlayService:
             raise Unsupported(
                 f"this host has just {'left' if self.scope == 'global' else 'joined'} a Swarm and the plugin "
                 "starts anew for it: try again in a few seconds"
+            )
+
+    def _check_maker(self, network: NetworkId) -> None:
+        """Refuse what an engine makes alone because it has not asked yet who makes networks in a Swarm.
+
+        It asks a second or two after our start. Networks from before the Swarm are known.
+        """
+        if self.scope == "global" and is_of_one_host(network) and network not in self._store.state.networks:
+            raise Unsupported(
+                f"network {network[:12]}: this host has just joined a Swarm, and its engine would make the "
+                "network for this host alone: try again in a few seconds, on a manager"
             )
 
     def _parse(self, options: Mapping[str, str]) -> NetworkOptions:

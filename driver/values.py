@@ -26,6 +26,8 @@ VXLAN_PORT = 4789
 """IANA's UDP port for VXLAN (RFC 7348 section 5)."""
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_ENGINE_ID = 64
+"""Characters of the ids that an engine draws (moby pkg/stringid)."""
 _ID = re.compile(r"[0-9a-zA-Z]{1,128}")
 
 
@@ -42,6 +44,11 @@ def parse_id(field: str, text: str) -> str:
     if not _ID.fullmatch(text):
         raise BadRequest.field(field, text, "the engine sends letters and digits only")
     return text
+
+
+def is_of_one_host(network: NetworkId) -> bool:
+    """Tell whether an engine made a network by itself, from its id; a Swarm's managers give shorter ones."""
+    return len(network) == _ENGINE_ID
 
 
 def mac_of(address: Address) -> Mac:

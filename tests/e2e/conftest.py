@@ -57,8 +57,12 @@ def lab(built: Path) -> Iterator[Lab]:
 
 
 def in_swarm(host: Host) -> bool:
-    """Whether the plugin has registered itself for a Swarm."""
-    return "scope global" in host.engine_log()
+    """Whether the engine of a host that has joined a Swarm takes our networks for the Swarm's.
+
+    It asks the plugin when that has started anew, and refuses a network of this host alone then.
+    """
+    argv = ["docker", "network", "create", "-d", DRIVER, "--scope", "local", "alone"]
+    return "cannot downgrade network scope" in host.run(argv, check=False).stderr
 
 
 @pytest.fixture

@@ -157,6 +157,16 @@ class Playground:
         )
         return self.tasks(service)
 
+    def offered(self, host: Host) -> bool:
+        """Whether the Swarm gives a host containers of ours: it must have heard of the enabled plugin there.
+
+        A node reports every 20 s, at times while the plugin is disabled (swarmkit agent nodeUpdatePeriod).
+        """
+        shown = self.manager.docker(
+            "node", "inspect", "-f", "{{json .Description.Engine.Plugins}}", host.name
+        )
+        return any(plugin["Name"] == self.driver for plugin in json.loads(shown))
+
     def clear(self) -> None:
         if self.services:
             self.manager.docker("service", "rm", *self.services, check=False)

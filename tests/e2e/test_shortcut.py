@@ -84,3 +84,4 @@ def test_it_can_be_switched_off(ground: Playground, pair: tuple[str, Container, 
     finally:
         reconfigure(one.host, "PYOVERLAY_SHORTCUT=auto")
     assert eventually(lambda: over_the_bridge(one, two, network) < PINGS / 20, 10)
+    assert eventually(lambda: ground.offered(one.host), 30)

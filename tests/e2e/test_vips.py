@@ -140,6 +140,7 @@ def test_a_plugin_that_ends_takes_nothing_along(ground: Playground) -> None:
             assert len(seen.asked) > 100
             assert not seen.failures
     assert len(tcp(it.clients[0], it.vip, 3)) == 3
+    assert eventually(lambda: all(ground.offered(host) for host in ground.lab.hosts), 30)
     it.scale(4)
     assert len(tcp(it.clients[1], it.vip, 4)) == 4
 

@@ -61,6 +61,7 @@ class Soak:
     def start(self) -> None:
         host, network = self.host(), self.network()
         if len(self.containers) < MOST:
+            eventually(lambda: self.scene.ground.offered(host), 30)
             self.containers.append(self.scene.ground.run(host, network, "--restart", "always"))
 
     def stop(self) -> None:

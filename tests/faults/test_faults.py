@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.e2e.containers import Container
+from tests.e2e.containers import Container, eventually
 from tests.faults.faults import FAULTS, Fault, Traffic
 from tests.faults.meters import QUIET_MS
 from tests.faults.scene import Reading, Scene
@@ -89,6 +89,7 @@ def churn(stage: Scene, before: Container, elsewhere: Host) -> None:
 
 def proof(stage: Scene, host: Host) -> None:
     """The host that was hurt is of full use: a container starts there, everybody reaches it, and it goes."""
+    assert eventually(lambda: stage.ground.offered(host), 30)
     fresh = stage.ground.run(host, stage.network)
     stage.checker.right_within(3)
     for container in [fresh, *stage.ground.containers]:

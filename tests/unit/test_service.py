@@ -393,6 +393,19 @@ def test_networks_wait_while_the_scope_is_about_to_change(nodes: list[Node]) -> 
         service.create_network(NET, {}, SUBNETS, internal=False)
 
 
+def test_a_network_that_an_engine_makes_alone_is_refused_in_a_swarm_unless_it_is_from_before(
+    nodes: list[Node],
+) -> None:
+    node = nodes[0]
+    alone, old = "a1" * 32, "b2" * 32
+    before = OverlayService(node.store, node.engine, node.peering, scope="local")
+    before.create_network(old, {}, SUBNETS, internal=False)
+    node.create(network=old)
+    with pytest.raises(Unsupported, match=r"network a1a1a1a1a1a1.*for this host alone: try again"):
+        node.create(network=alone)
+    assert NetworkId(alone) not in node.store.state.networks
+
+
 class TestAllocation:
     """The Swarm leader's part."""
 
