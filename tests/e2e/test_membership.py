@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import put
-from tests.e2e.containers import NOTHING, Playground, eventually, ours, removed
+from tests.e2e.containers import DRIVER, NOTHING, Playground, eventually, ours, removed
 from tests.lab import Host, Lab
 
 
@@ -50,6 +52,17 @@ def test_a_node_joins_later_and_leaves_again(ground: Playground, built: Path) ->
         ground.containers = [c for c in ground.containers if c.host is not late]
         lab.remove_host(late)
         ground.manager.docker("node", "rm", "-f", late.name, check=False)
+
+
+@pytest.mark.parametrize("engine", ["28.5", "20.10"])
+def test_a_new_swarms_network_is_never_of_one_host(engine: str, built: Path) -> None:
+    """While plugin and engine find out about the Swarm, a network is refused, not made for one host."""
+    with Lab(engines=[engine]) as lab:
+        (host,) = lab.hosts
+        put(host, built)
+        host.docker("swarm", "init", "--advertise-addr", host.address)
+        assert eventually(lambda: host.docker("network", "create", "-d", DRIVER, "net"), 30, every=0)
+        assert host.docker("network", "inspect", "-f", "{{.Scope}}", "net") == "swarm"
 
 
 def test_nothing_is_left_when_everything_is_removed(ground: Playground) -> None:

@@ -12,7 +12,7 @@ import collections
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +21,16 @@ from tests.e2e.web import WEB, Web, tcp
 from tests.faults.checker import FORGOTTEN, ended
 from tests.faults.facts import read
 from tests.faults.faults import FAULTS, Fault, Traffic
-from tests.faults.leaks import all_usage, leaks, store_keys
+from tests.faults.leaks import Usage, all_usage, leaks, store_keys
 from tests.faults.scene import PairMeter, Scene, scene, until
-from tests.lab import CommandError, Host, build_plugin
+from tests.lab import CommandError, Host, Lab, build_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 CALM = 45.0
 """Bound for a step that is no fault: rows of a dead container's network may wait for an audit."""
 FAULT_SHARE = 0.3
+SETTLED = 20.0
+"""Bound for engines and store to let go of what has just ended."""
 MOST = 6
 """Containers beside the anchors, networks beside the first one and replicas, at most."""
 CHOSEN = [f for f in FAULTS if not f.slow]
@@ -138,10 +140,19 @@ class Soak:
             else:
                 action()
             took = self.scene.checker.right_within(chosen.bound if chosen else CALM)
+            self.all_run()
         except (AssertionError, CommandError) as error:
             took = -1.0
             self.fail(f"{name}: {error}")
         self.note(name, meter, took, time.monotonic() - began)
+
+    def all_run(self) -> None:
+        """Start what an engine has not started again, and say so: the next step needs it."""
+        for one in [*self.scene.anchors.values(), *self.containers]:
+            if not eventually(lambda c=one: c.pid != "0", 10):  # type: ignore[misc]
+                why = one.host.docker("inspect", "-f", "{{.State.Error}}", one.name)
+                self.fail(f"the engine of {one.host.name} has not started {one.name} again: {why}")
+                one.host.docker("start", one.name)
 
     def fail(self, text: str) -> None:
         self.failures.append(f"about step {sum(self.counts.values())}: {text}")
@@ -167,6 +178,13 @@ class Soak:
             one.remove()
         for network in self.networks:
             eventually(lambda n=network: removed(ground.manager, n), 30)  # type: ignore[misc]
+        until(lambda: not (self.service and ground.tasks(self.service)), "no task is left")
+
+
+def left_over(lab: Lab, before: Mapping[str, Usage], keys: int) -> list[str]:
+    """What is there now, and was not before."""
+    found, now = leaks(before, all_usage(lab)), store_keys(lab)
+    return [*found, f"store keys {keys} -> {now}"] if now > keys else found
 
 
 def networks_of(container: Container) -> str:
@@ -184,16 +202,15 @@ def run(
         end = time.monotonic() + minutes * 60
         while time.monotonic() < end and not enough(soak):
             soak.step()
-        soak.clear()
         try:
+            soak.clear()
             made.checker.right_within(CALM)
             until(lambda: not any(map(ended, read(made.lab).hosts)), "no record is left over", FORGOTTEN)
         except AssertionError as error:
             soak.fail(str(error))
+        eventually(lambda: not left_over(made.lab, before, keys), SETTLED)
         after = all_usage(made.lab)
-        found = [*soak.failures, *leaks(before, after)]
-        if store_keys(made.lab) > keys:
-            found.append(f"store keys {keys} -> {store_keys(made.lab)}")
+        found = [*soak.failures, *left_over(made.lab, before, keys)]
         summary(soak, seed, found)
         for name in before:
             say(f"{name}: {before[name]}\n    {after.get(name)}")
