@@ -26,6 +26,7 @@ from driver.options import (
     refuse_later,
     segments_of,
 )
+from driver.pace import Pace
 from driver.peering import Peering
 from driver.state import (
     State,
@@ -61,6 +62,12 @@ KERNEL_DEADLINE = 8.0
 """Seconds that a call waits for the kernel work that it asked for."""
 ANNOUNCE_BUDGET = 2.0
 """Seconds that a Join waits until every host can know of the container; then it goes on without."""
+NETWORK_INTERVAL = 0.05
+"""Seconds between two answers to CreateNetwork in a Swarm: the engine joins the network's gossip upon each.
+
+Engines up to 28 that ask another for two networks at once hear no answer to the first, and hang for 30 s:
+longer than the start of a container may take (moby#52862).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class OverlayService:
         self._peering = peering
         self._default_port = default_port
         self._fixed_vtep = fixed_vtep
+        self._pace = Pace(NETWORK_INTERVAL if scope == "global" else 0.0)
 
     def allocate_network(
         self, network: str, options: Mapping[str, str], subnets: Sequence[Subnet]
@@ -160,6 +168,7 @@ class OverlayService:
             )
 
         self._store.update(transition)
+        self._pace.await_turn()
 
     def delete_network(self, network: str) -> None:
         """Forget a network and all of it in the kernel; an unknown one is no error."""

@@ -147,12 +147,20 @@ class Soak:
         self.note(name, meter, took, time.monotonic() - began)
 
     def all_run(self) -> None:
-        """Start what an engine has not started again, and say so: the next step needs it."""
+        """Put a new container in the place of each that its engine has not started again, and say so.
+
+        The same one again would get an address from its engine alone (moby#41841).
+        """
         for one in [*self.scene.anchors.values(), *self.containers]:
-            if not eventually(lambda c=one: c.pid != "0", 10):  # type: ignore[misc]
-                why = one.host.docker("inspect", "-f", "{{.State.Error}}", one.name)
-                self.fail(f"the engine of {one.host.name} has not started {one.name} again: {why}")
-                one.host.docker("start", one.name)
+            if eventually(lambda c=one: c.pid != "0", 10):  # type: ignore[misc]
+                continue
+            why = one.host.docker("inspect", "-f", "{{.State.Error}}", one.name)
+            self.fail(f"the engine of {one.host.name} has not started {one.name} again: {why}")
+            if one in self.containers:
+                self.remove(one)
+            else:
+                one.remove()
+                self.scene.anchor(one.host)
 
     def fail(self, text: str) -> None:
         self.failures.append(f"about step {sum(self.counts.values())}: {text}")
@@ -211,6 +219,8 @@ def run(
         eventually(lambda: not left_over(made.lab, before, keys), SETTLED)
         after = all_usage(made.lab)
         found = [*soak.failures, *left_over(made.lab, before, keys)]
+        if found:
+            made.lab.keep_logs()
         summary(soak, seed, found)
         for name in before:
             say(f"{name}: {before[name]}\n    {after.get(name)}")

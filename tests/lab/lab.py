@@ -62,7 +62,7 @@ class Lab:
             if detached:
                 self._save()
         except BaseException:
-            self._keep_logs()
+            self.keep_logs()
             self.close()
             raise
 
@@ -91,7 +91,7 @@ class Lab:
         self, kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._keep_logs()
+            self.keep_logs()
         if not self.detached:
             self.close()
 
@@ -101,7 +101,7 @@ class Lab:
             spaces.close()
         remove_lab(self.id)
 
-    def _keep_logs(self) -> None:
+    def keep_logs(self) -> None:
         """After a failure the engines' logs are worth more than the space they take."""
         LOGS.mkdir(parents=True, exist_ok=True)
         for host in self.hosts:

@@ -1,0 +1,52 @@
+"""Turns some time apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from driver.pace import Pace
+
+
+class Clock:
+    """Time that passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("driver.pace.time", clock)
+    return clock
+
+
+def turns(pace: Pace, clock: Clock, count: int) -> list[float]:
+    began, found = clock.now, []
+    for _ in range(count):
+        clock.now = began  # all come at once
+        pace.await_turn()
+        found.append(clock.now - began)
+    return found
+
+
+def test_callers_at_once_go_on_some_time_apart(clock: Clock) -> None:
+    assert turns(Pace(0.5), clock, 4) == [0, 0.5, 1, 1.5]
+
+
+def test_a_pause_is_not_saved_up(clock: Clock) -> None:
+    """Whoever comes after a pause has one turn at once, not those that nobody took."""
+    pace = Pace(0.5)
+    turns(pace, clock, 1)
+    clock.now += 10
+    assert turns(pace, clock, 2) == [0, 0.5]
+
+
+def test_nobody_waits_without_an_interval(clock: Clock) -> None:
+    assert turns(Pace(0), clock, 3) == [0, 0, 0]
