@@ -149,7 +149,7 @@ class Soak:
     def all_run(self) -> None:
         """Put a new container in the place of each that its engine has not started again, and say so.
 
-        The same one again would get an address from its engine alone (moby#41841).
+        The same one again would get an address that the Swarm does not know of (ADR 13).
         """
         for one in [*self.scene.anchors.values(), *self.containers]:
             if eventually(lambda c=one: c.pid != "0", 10):  # type: ignore[misc]
