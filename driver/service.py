@@ -62,11 +62,11 @@ KERNEL_DEADLINE = 8.0
 """Seconds that a call waits for the kernel work that it asked for."""
 ANNOUNCE_BUDGET = 2.0
 """Seconds that a Join waits until every host can know of the container; then it goes on without."""
-NETWORK_INTERVAL = 0.05
-"""Seconds between two answers to CreateNetwork in a Swarm: the engine joins the network's gossip upon each.
+NETWORK_INTERVAL, NETWORK_WAIT = 0.2, 10.0
+"""Seconds between two answers to CreateNetwork in a Swarm, and that one waits at most.
 
-Engines up to 28 that ask another for two networks at once hear no answer to the first, and hang for 30 s:
-longer than the start of a container may take (moby#52862).
+The engine joins the network's gossip upon each. Engines up to 28 that ask another for two networks at once
+hear no answer to the first, and hang for 30 s: longer than the start of a container may take (moby#52862).
 """
 
 
@@ -112,7 +112,7 @@ class OverlayService:
         self._peering = peering
         self._default_port = default_port
         self._fixed_vtep = fixed_vtep
-        self._pace = Pace(NETWORK_INTERVAL if scope == "global" else 0.0)
+        self._pace = Pace(NETWORK_INTERVAL if scope == "global" else 0.0, NETWORK_WAIT)
 
     def allocate_network(
         self, network: str, options: Mapping[str, str], subnets: Sequence[Subnet]

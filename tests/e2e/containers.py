@@ -162,9 +162,8 @@ class Playground:
 
         A node reports every 20 s, at times while the plugin is disabled (swarmkit agent nodeUpdatePeriod).
         """
-        shown = self.manager.docker(
-            "node", "inspect", "-f", "{{json .Description.Engine.Plugins}}", host.name
-        )
+        node = host.docker("info", "-f", "{{.Swarm.NodeID}}")  # a node that came back has its name twice
+        shown = self.manager.docker("node", "inspect", "-f", "{{json .Description.Engine.Plugins}}", node)
         return any(plugin["Name"] == self.driver for plugin in json.loads(shown))
 
     def clear(self) -> None:
