@@ -1,7 +1,7 @@
 """Network namespaces: make, pin, enter. The only module that calls setns, unshare and mount.
 
 A thread that changed its namespace is never used again: each such step runs in a thread of its
-own, so no other code can find itself in the wrong place. libc is called through ctypes because
+own, so no other code can find itself in the wrong place (but see `visit`). libc is called through ctypes because
 os.setns and os.unshare exist from Python 3.12 on only.
 """
 
@@ -15,6 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,6 +67,22 @@ def inside(namespace: int, work: Callable[[], _T]) -> _T:
     return _apart(enter)
 
 
+def visit(namespace: int, work: Callable[[], _T]) -> _T:
+    """Do *work* in *namespace*, like `inside`, but in the calling thread, and return from there.
+
+    For a thread to which it would not matter: one for each of fifty containers takes four times as long.
+    """
+    home = current()
+    try:
+        _check(_libc.setns(namespace, _CLONE_NEWNET), "setns")
+        try:
+            return work()
+        finally:
+            _check(_libc.setns(home, _CLONE_NEWNET), "setns")
+    finally:
+        os.close(home)
+
+
 def create() -> int:
     """Make a namespace with SYSCTLS and loopback up; return a descriptor that keeps it alive."""
 
@@ -107,11 +124,16 @@ def is_pin(path: Path) -> bool:
 def identity(path: Path) -> tuple[int, int] | None:
     """Return what tells the namespace under *path* from all others; None when there is none."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     # Namespaces live on one file system (nsfs), a file that waits for its mount does not.
-    return (found.st_dev, found.st_ino) if found.st_dev == Path(_OWN).stat().st_dev else None
+    return (found.st_dev, found.st_ino) if found.st_dev == _nsfs() else None
+
+
+@cache
+def _nsfs() -> int:
+    return os.stat(_OWN).st_dev
 
 
 def _prepare() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,14 +41,14 @@ _IP = _HEAD.pack(socket.AF_INET, 0, 0)
 _EDGE = _HEAD.pack(socket.AF_UNSPEC, 0, _SUBSYSTEM)
 _NESTED: Final = 0x8000
 
-_TABLE, _NAME, _RULE_CHAIN, _EXPRESSIONS, _ELEMENTS, _SET_ID = 1, 3, 2, 4, 3, 4
+_TABLE, _NAME, _RULE_CHAIN, _EXPRESSIONS, _ELEMENTS = 1, 3, 2, 4, 3
 _ANONYMOUS, _CONSTANT, _MAP = 1, 2, 8
 _INTEGER, _IPV4_ADDRESS, _VERDICT, _VERDICT_SIZE = 4, 7, 0xFFFFFF00, 16
 _GOTO, _ACCEPT, _OUTPUT, _PRIORITY = -4, 1, 3, -100
 #: For nft(8) to show them: that keys, and values, are in the machine's (1) or the network's (2) order.
 _ORDERS = {_INTEGER: struct.pack("=BBIBBI", 0, 4, 1, 1, 4, 2), _IPV4_ADDRESS: struct.pack("=BBI", 0, 4, 2)}
 
-_SERVICES, _BASE, _ANONYMOUS_MAP = "services", "output", "__map%d"
+_SERVICES, _BASE = "services", "output"
 _PER_MESSAGE: Final = 1000
 """Elements: the list of them has at most 64 KiB."""
 
@@ -151,6 +152,7 @@ def _rules(table: str, vip: Address, backends: tuple[Address, ...]) -> list[Requ
     """Return what fills a service's chain. Many containers have the same."""
     if not backends:
         return [_new_rule(table, _chain_of(vip), rule) for rule in _REFUSALS]
+    name = _map_of(vip, backends)
     # The map's number only has to be unique within one transaction.
     number, size = attribute(10, vip.packed), _nest(9, attribute(1, _number(len(backends))))
     flags = _ANONYMOUS | _CONSTANT | _MAP
@@ -158,11 +160,11 @@ def _rules(table: str, vip: Address, backends: tuple[Address, ...]) -> list[Requ
         _nest(1, _nest(1, attribute(1, struct.pack("=I", index))), _nest(2, attribute(1, backend.packed)))
         for index, backend in enumerate(backends)
     )
-    of_map = attribute(1, _text(table)) + attribute(2, _text(_ANONYMOUS_MAP)) + attribute(_SET_ID, vip.packed)
+    of_map = attribute(1, _text(table)) + attribute(2, _text(name))
     return [
-        _new_set(table, _ANONYMOUS_MAP, flags, (_INTEGER, _IPV4_ADDRESS), number + size),
+        _new_set(table, name, flags, (_INTEGER, _IPV4_ADDRESS), number + size),
         Request(_NEWELEMENT, CREATE, _IP + of_map + _nest(_ELEMENTS, body)),
-        _new_rule(table, _chain_of(vip), _translation(len(backends), _ANONYMOUS_MAP, vip.packed)),
+        _new_rule(table, _chain_of(vip), _translation(len(backends), name)),
     ]
 
 
@@ -181,6 +183,11 @@ def _service_element(vip: Address) -> tuple[bytes, bytes]:
 
 def _chain_of(vip: Address) -> str:
     return f"s{vip}"
+
+
+def _map_of(vip: Address, backends: tuple[Address, ...]) -> str:
+    """Name a map: not as the one that it replaces. Of names with %d the kernel tries all that there are."""
+    return f"m{vip}-{zlib.crc32(b''.join(backend.packed for backend in backends)):08x}"
 
 
 def _chain_gone(table: str, vip: Address) -> Request:
@@ -213,13 +220,12 @@ def _of_chain(table: str, chain: str) -> bytes:
     return attribute(1, _text(table)) + attribute(_RULE_CHAIN, _text(chain))
 
 
-def _translation(size: int, mapping: str, number: bytes | None = None) -> Rule:
-    """Return the rule for a service with *size* backends; in a new one *mapping* has a number, too."""
+def _translation(size: int, mapping: str) -> Rule:
+    """Return the rule for a service with *size* backends in *mapping*."""
     one = _number(1)
-    wanted = {1: _text(mapping), 2: one, 3: one}
     return (
         ("numgen", {1: one, 2: _number(size), 3: _number(0)}),
-        ("lookup", wanted if number is None else {**wanted, 4: number}),
+        ("lookup", {1: _text(mapping), 2: one, 3: one}),
         ("nat", {1: one, 2: _number(socket.AF_INET), 3: one}),
     )
 

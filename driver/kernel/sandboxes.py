@@ -182,7 +182,7 @@ class NetlinkSandboxes:
             self._close_all()
         descriptor = os.open(self._path_of(sandbox), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            channel = netns.inside(descriptor, lambda: Channel.here(nft.PROTOCOL))
+            channel = netns.visit(descriptor, lambda: Channel.here(nft.PROTOCOL))
         finally:
             os.close(descriptor)
         self._open[sandbox] = channel

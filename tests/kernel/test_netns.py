@@ -141,3 +141,22 @@ def test_what_fails_inside_is_told_outside(host: Host) -> None:
         host.inside(fail)
     with pytest.raises(OSError, match="setns"):
         netns.inside(os.open("/dev/null", os.O_RDONLY), fail)
+
+
+def test_a_visit_ends_where_it_began(host: Host) -> None:
+    def there() -> tuple[int, int] | None:
+        return netns.identity(Path("/proc/thread-self/ns/net"))
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    home, away = there(), host.inside(there)
+    assert home != away
+    assert netns.visit(host.descriptor, there) == away
+    assert there() == home
+    with pytest.raises(ZeroDivisionError):
+        netns.visit(host.descriptor, fail)
+    assert there() == home
+    with pytest.raises(OSError, match="setns"):
+        netns.visit(os.open("/dev/null", os.O_RDONLY), there)
+    assert there() == home
