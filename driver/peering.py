@@ -41,6 +41,8 @@ class Peering:
         self._probe = probe
         self._answering: frozenset[Address] = frozenset()
         """Hosts that were away from the store and answered when they were asked last."""
+        self._frozen = False
+        """Whether more than half of the nodes were missing at the last look."""
         self._view = View()
         self._published: Publication | None = None
         self._lock = threading.Lock()
@@ -74,8 +76,10 @@ class Peering:
     def _on_view(self, view: View) -> None:
         self._view = view
         self._store.update(self._merged)
-        if view.connected and too_many_stale(self._store.state.peers):
+        frozen = view.connected and too_many_stale(self._store.state.peers)
+        if frozen and not self._frozen:
             log.error("more than half of the known nodes are missing from the store: keeping all their rows")
+        self._frozen = frozen
 
     def _merged(self, state: State) -> State:
         peers = merge(state.peers, self._view, state.host.id, state.networks, self._clock())

@@ -1,8 +1,8 @@
 """Network namespaces: make, pin, enter. The only module that calls setns, unshare and mount.
 
 A thread that changed its namespace is never used again: each such step runs in a thread of its
-own, so no other code can find itself in the wrong place (but see `visit`). libc is called through ctypes because
-os.setns and os.unshare exist from Python 3.12 on only.
+own, so no other code can find itself in the wrong place (but see `visit`). libc is called through
+ctypes because os.setns and os.unshare exist from Python 3.12 on only.
 """
 
 from __future__ import annotations

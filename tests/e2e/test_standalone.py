@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,10 @@ SOCKET = "/run/docker/plugins/pyoverlay.sock"
 
 
 @contextmanager
-def serving(host: Host) -> Iterator[subprocess.Popen[str]]:
-    process = host.popen([sys.executable, "-m", "plugin.cli", "serve"], cwd=ROOT)
+def serving(
+    host: Host, *runner: str, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    process = host.popen([sys.executable, "-m", *runner, "plugin.cli", "serve"], cwd=ROOT, env=env)
     try:
         assert eventually(host.path(SOCKET).exists, 10)
         yield process

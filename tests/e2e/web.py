@@ -17,11 +17,15 @@ RATE = 200
 """Requests a second of a client under load."""
 
 WHO = r"printf '#!/bin/sh\necho; echo $(hostname -i) $REMOTE_ADDR\n' >/www/cgi-bin/who"
+PORTS = range(80, 88)
+"""A task's, each with a server of its own: busybox's queues nine requests, and forks for each. While the
+kernel starts a container anywhere on the machine, nobody can fork (cgroup_threadgroup_rwsem), for 0.1 s."""
 WEB = [
     "sh",
     "-c",
-    f"mkdir -p /www/cgi-bin; {WHO}; chmod +x /www/cgi-bin/who; hostname -i >/www/me;"
-    " exec httpd -f -p 0.0.0.0:80 -h /www",
+    f"mkdir -p /www/cgi-bin; {WHO}; chmod +x /www/cgi-bin/who; hostname -i >/www/me; "
+    f"for port in {' '.join(map(str, PORTS[1:]))}; do httpd -p 0.0.0.0:$port -h /www; done; "
+    f"exec httpd -f -p 0.0.0.0:{PORTS[0]} -h /www",
 ]
 """Says its own address, and by /cgi-bin/who the client's too."""
 
@@ -40,12 +44,12 @@ import json; print(json.dumps(seen))
 """
 
 _LOAD = """
-import json, socket, sys, threading, time
-target, rate, hands = (sys.argv[1], 80), int(sys.argv[2]), 40
+import json, random, socket, sys, threading, time
+vip, rate, ports, hands = sys.argv[1], int(sys.argv[2]), list(map(int, sys.argv[3:])), 40
 asked, over, start = [], threading.Event(), time.monotonic()
 def ask():
     try:
-        with socket.create_connection(target, 1) as connection:
+        with socket.create_connection((vip, random.choice(ports)), 1) as connection:
             connection.sendall(b"GET /me HTTP/1.0\\r\\n\\r\\n")
             answer = b""
             while part := connection.recv(4096):
@@ -112,7 +116,7 @@ class Load:
 def load(client: Container, vip: str) -> Iterator[Load]:
     """Have *client* ask all the time; what it saw is there after the end."""
     found = Load()
-    process = client.popen(_LOAD, vip, str(RATE))
+    process = client.popen(_LOAD, vip, str(RATE), *map(str, PORTS))
     try:
         time.sleep(0.3)
         yield found

@@ -37,6 +37,7 @@ TOOLS = {
     "libdevmapper.so.1.02.1": "libdevmapper1.02.1",
     "libsystemd.so.0": "libsystemd0",
     "libseccomp.so.2": "libseccomp2",
+    "faketime/libfaketimeMT.so.1": "libfaketime",
 }
 
 LIBRARIES = ("libc6", "libsystemd0", "libseccomp2", "libcap2", "libudev1", "libselinux1", "libpcre2-8-0")

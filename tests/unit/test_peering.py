@@ -20,6 +20,8 @@ from tests.unit.test_peers import FULL, ME, NET, VTEP, A, B, C, record, view, wh
 
 WITHOUT_A = view(record("10.0.0.1", ME), record("10.0.0.3", B), record("10.0.0.4", C), nodes=(ME, B, C))
 
+ONLY_C = view(record("10.0.0.1", ME), record("10.0.0.4", C), nodes=(ME, C))
+
 
 class Plane:
     """A control plane whose views the test gives."""
@@ -118,3 +120,15 @@ def test_a_host_that_comes_back_is_as_if_it_had_never_been_away(world: World) ->
     time.sleep(0.1)
     assert not world.asked
     assert "10.0.0.2" in world.rows()
+
+
+def test_that_most_are_missing_is_told_once_each_time(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def told() -> int:
+        return caplog.text.count("more than half of the known nodes are missing")
+
+    for seen in (ONLY_C, ONLY_C, FULL, FULL, ONLY_C):
+        world.plane.say(seen)
+    assert told() == 2
+    world.now += 10 * GRACE
+    time.sleep(0.1)
+    assert world.rows() == {"10.0.0.2", "10.0.0.3", "10.0.0.4"}
