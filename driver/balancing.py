@@ -37,6 +37,8 @@ _PASSES = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _SETTLE = 0.002
 """Seconds to wait for more of a burst of changes before a round starts."""
+_PATIENCE = 1.0
+"""Seconds that a round waits for the rows of what it leads to."""
 
 
 @dataclass(slots=True)
@@ -71,11 +73,18 @@ class Balancing:
         store: Store,
         kernel: Sandboxes,
         *,
+        wait_rows: Callable[[int, float], bool] = lambda _revision, _timeout: True,
         audit_interval: float = AUDIT_INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """*wait_rows* waits until the kernel has the rows of a revision, for so many seconds.
+
+        A container that asks for the MAC of a backend without a row hears nothing, and asks again a second
+        later. Rows and services come together when the store is back, or the plugin.
+        """
         self._store = store
         self._kernel = kernel
+        self._wait_rows = wait_rows
         self._audit_interval = audit_interval
         self._clock = clock
         self._wake = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
@@ -133,6 +142,7 @@ class Balancing:
 
     def _round(self, *, audit: bool) -> None:
         state, revision = self._store.snapshot()
+        self._wait_rows(revision, _PATIENCE)
         wish, kept = balancers(state, self._usable(state))
         for sandbox in [*wish, *(self._progress.keys() - wish.keys())]:
             if self._stopping:

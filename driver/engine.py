@@ -142,6 +142,11 @@ class Engine:
         if not reached:
             raise DeadlineExceeded(f"network {network}: the kernel work was not done within {timeout:g} s")
 
+    def wait_round(self, revision: int, timeout: float) -> bool:
+        """Wait until all that *revision* asks for was tried; return False after *timeout* seconds."""
+        with self._done:
+            return self._done.wait_for(lambda: self._revision >= revision, timeout)
+
     def _reached(self, network: NetworkId) -> int:
         progress = self._progress.get(network)
         return progress.revision if progress else self._revision

@@ -72,7 +72,9 @@ class Runtime:
         )
         self._api = EngineApi(settings.run_dir / "docker.sock")
         self._census = Census(self._store, self._api)
-        self._balancing = Balancing(self._store, NetlinkSandboxes(settings.host_path))
+        self._balancing = Balancing(
+            self._store, NetlinkSandboxes(settings.host_path), wait_rows=self._engine.wait_round
+        )
         self._services = ServiceWatch(self._store, self._api) if self._scope == "global" else None
         self._swarm: SwarmStore | None = None
         self._peering = Peering(self._store, self._control_plane())

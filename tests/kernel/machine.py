@@ -38,7 +38,9 @@ class Machine:
         self.vtep = ip_address(f"192.0.2.{number}")
         self.store = Store(MemoryDisk(State(HostState(NodeId(f"node{number}"), self.vtep))))
         self.engine = Engine(self.store, host.kernel, audit_interval=3600)
-        self.balancing = Balancing(self.store, NetlinkSandboxes(), audit_interval=0.2)
+        self.balancing = Balancing(
+            self.store, NetlinkSandboxes(), wait_rows=self.engine.wait_round, audit_interval=0.2
+        )
         self.peering = Peering(self.store, MemoryControlPlane(self.store.state.host.id, cluster))
         self.service = OverlayService(self.store, self.engine, self.peering, scope="global")
         self.containers: list[Space] = []

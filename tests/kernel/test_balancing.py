@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -16,7 +16,10 @@ import pytest
 
 from driver.balancing import Balancing
 from driver.control import ServiceRecord
+from driver.errors import KernelError
 from driver.kernel.sandboxes import NetlinkSandboxes
+from driver.objects import Key
+from driver.plan import Op
 from driver.values import NetworkId
 from tests.kernel.hosts import Host, Space, eventually
 from tests.kernel.machine import Machine, Meter, endpoint_id, running
@@ -125,6 +128,26 @@ def ask_udp(client: Space, address: str) -> tuple[str, str]:
 def tables(space: Space) -> list[str]:
     listed = json.loads(space.run("nft -j list tables"))["nftables"]
     return [one["table"]["name"] for one in listed if "table" in one]
+
+
+def test_nobody_is_sent_to_a_task_whose_rows_are_not_there_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question for its MAC would get no answer, and the next one is asked a second later."""
+    apply = world.one.host.kernel.apply
+
+    def late(ops: Sequence[Op]) -> Mapping[Key, KernelError]:
+        time.sleep(0.5)
+        return apply(ops)
+
+    monkeypatch.setattr(world.one.host.kernel, "apply", late)
+    for number in (14, 15, 16):
+        task = Task(world.two.attach(NET, f"10.1.0.{number}"), f"10.1.0.{number}")
+        world.tasks.append(task)
+        world.say(web=[VIP, task.address])
+        began = time.monotonic()
+        assert ask(world.client, VIP) == (task.address, "10.1.0.2")
+        assert time.monotonic() - began < 0.5
 
 
 def test_connections_go_to_all_tasks_in_turn_and_these_see_the_client(world: World) -> None:
