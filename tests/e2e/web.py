@@ -18,8 +18,8 @@ RATE = 200
 
 WHO = r"printf '#!/bin/sh\necho; echo $(hostname -i) $REMOTE_ADDR\n' >/www/cgi-bin/who"
 PORTS = range(80, 88)
-"""A task's, each with a server of its own: busybox's queues nine requests, and forks for each. While the
-kernel starts a container anywhere on the machine, nobody can fork (cgroup_threadgroup_rwsem), for 0.1 s."""
+"""A task's, each with a server of its own: busybox's queues nine requests and forks for each, and when a
+container starts anywhere on the machine it stands still for 0.1 s."""
 WEB = [
     "sh",
     "-c",
