@@ -16,9 +16,10 @@ from tests.lab import Host
 _UDP = """
 import collections, socket, sys
 seen = collections.Counter()
-for _ in range(int(sys.argv[2])):
+for number in range(int(sys.argv[2])):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         datagrams.settimeout(5)
+        datagrams.bind(("", 20000 + number))  # one drawn at random may be drawn again, and goes where it went
         datagrams.connect((sys.argv[1], 81))
         datagrams.send(b"who\\n")
         seen[datagrams.recv(100).decode().strip()] += 1
