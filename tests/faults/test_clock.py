@@ -16,11 +16,12 @@ import pytest
 
 from driver.control.etcd import EtcdControlPlane
 from driver.control.tls import TlsSessions
-from driver.swarm.etcd_server import EtcdServer, EtcdSettings
+from driver.swarm.etcd_server import EtcdServer
 from driver.values import NodeId
 from tests.control.harness import Host, endpoint, wait_until
 from tests.control.pki import Authority
-from tests.control.relay import Relay, free_port
+from tests.control.relay import Relay
+from tests.control.test_swarm_tls import serve
 from tests.e2e.containers import NOTHING, eventually, ours
 from tests.e2e.test_standalone import network, run, serving
 from tests.faults.clock import DAY, Clock
@@ -95,10 +96,7 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def store(authority: Authority, tmp_path: Path) -> Iterator[EtcdServer]:
-    settings = EtcdSettings(str(etcd_binary()), tmp_path / "etcd", free_port(), authority.credentials("m1"))
-    server = EtcdServer(settings, "127.0.0.1")
-    server.start()
-    assert server.wait_healthy(5)
+    server = serve(etcd_binary(), authority.credentials("m1"), tmp_path / "etcd")
     yield server
     server.stop()
 
