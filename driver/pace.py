@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 
 
 class Pace:
-    """Lets callers go on one by one, some time apart. Safe for all threads."""
+    """Lets callers go on one by one, a random time apart. Safe for all threads.
 
-    def __init__(self, interval: float, longest: float) -> None:
-        """*interval* is in seconds, as is *longest*, after which a caller goes on in any case."""
-        self._interval = interval
+    Random, because several hosts that begin at once would else keep step.
+    """
+
+    def __init__(self, shortest: float, longest: float, patience: float) -> None:
+        """Turns are *shortest* to *longest* seconds apart; after *patience* a caller goes on in any case."""
+        self._shortest = shortest
         self._longest = longest
+        self._patience = patience
         self._lock = threading.Lock()
         self._free_at = 0.0
 
     def await_turn(self) -> None:
-        """Return at once, or as soon as *interval* has passed since the last one's turn."""
+        """Return at once, or when the time is over that was drawn at the last one's turn."""
         with self._lock:
             now = time.monotonic()
-            turn = min(max(now, self._free_at), now + self._longest)
-            self._free_at = turn + self._interval
+            turn = min(max(now, self._free_at), now + self._patience)
+            self._free_at = turn + random.uniform(self._shortest, self._longest)  # noqa: S311 - no secret
         time.sleep(max(0.0, turn - time.monotonic()))

@@ -62,11 +62,12 @@ KERNEL_DEADLINE = 8.0
 """Seconds that a call waits for the kernel work that it asked for."""
 ANNOUNCE_BUDGET = 2.0
 """Seconds that a Join waits until every host can know of the container; then it goes on without."""
-NETWORK_INTERVAL, NETWORK_WAIT = 0.2, 10.0
-"""Seconds between two answers to CreateNetwork in a Swarm, and that one waits at most.
+NETWORK_PACE = 0.2, 1.0, 10.0
+"""Seconds between two answers to CreateNetwork in a Swarm, at least and at most; what one waits at most.
 
-The engine joins the network's gossip upon each. Engines up to 28 that ask another for two networks at once
-hear no answer to the first, and hang for 30 s: longer than the start of a container may take (moby#52862).
+The engine joins the network's gossip upon each. Of engines up to 28, one that asks another for two networks
+at once, or is asked by that one meanwhile, misses an answer and hangs for 30 s: longer than the start of a
+container may take (moby#52862).
 """
 
 
@@ -112,7 +113,7 @@ class OverlayService:
         self._peering = peering
         self._default_port = default_port
         self._fixed_vtep = fixed_vtep
-        self._pace = Pace(NETWORK_INTERVAL if scope == "global" else 0.0, NETWORK_WAIT)
+        self._pace = Pace(*NETWORK_PACE) if scope == "global" else None
 
     def allocate_network(
         self, network: str, options: Mapping[str, str], subnets: Sequence[Subnet]
@@ -168,7 +169,8 @@ class OverlayService:
             )
 
         self._store.update(transition)
-        self._pace.await_turn()
+        if self._pace:
+            self._pace.await_turn()
 
     def delete_network(self, network: str) -> None:
         """Forget a network and all of it in the kernel; an unknown one is no error."""

@@ -99,6 +99,11 @@ def nslookup(container: Container, name: str) -> list[str]:
     return re.findall(r"Address(?: \d+)?: (\d+\.\d+\.\d+\.\d+)", answer)
 
 
+def _gossip_hangs(host: Host) -> int:
+    """How often an engine has waited for 30 s in vain for another's entries of a network (moby#52862)."""
+    return len(re.findall(r"Bulk sync to node \w+ timed out", host.engine_log()))
+
+
 @dataclass
 class Playground:
     """Makes networks, containers and services in a lab, and removes them again."""
@@ -123,11 +128,20 @@ class Playground:
         return name
 
     def run(self, host: Host, network: str, *options: str, command: list[str] | None = None) -> Container:
-        name = unique("c")
-        argv = ["run", "-d", "--name", name, "--network", network, *options, IMAGE]
-        host.docker(*argv, *(command or FOREVER), timeout=90)
-        container = Container(host, name)
+        """A container on a host; anew, if its engine's gossip hung meanwhile, which no driver can help."""
+        container = Container(host, unique("c"))
         self.containers.append(container)
+        argv = ["run", "-d", "--name", container.name, "--network", network, *options, IMAGE]
+        hangs = _gossip_hangs(host)
+        try:
+            host.docker(*argv, *(command or FOREVER), timeout=90)
+        except CommandError as error:
+            failed = "attaching to network failed" in str(error)
+            if not failed or not eventually(lambda: _gossip_hangs(host) > hangs, 31):
+                raise
+            print(f"{host.name}: the engine's gossip hung (moby#52862), once more")
+            container.remove()
+            return self.run(host, network, *options, command=command)
         return container
 
     def everywhere(self, network: str, *options: str) -> list[Container]:
