@@ -6,18 +6,24 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.containers import Container, eventually
+from tests.e2e.containers import Container, Playground, eventually
 from tests.lab import Host, Lab, build_plugin, clean
 
 ROOT = Path(__file__).parent.parent
 ENGINES = ("28.5", "28.5", "20.10")
 PLUGIN = "pyoverlay:latest"
 NETWORK = "demo"
+REPLICAS = 6
+NAMES = 60.0
+"""Seconds; the engines' own gossip, which carries names, may take 30."""
+WEB = "mkdir -p /www; hostname -i >/www/index.html; exec httpd -f -h /www"
+"""Says the address of the task that answers."""
 
 
 @contextmanager
@@ -64,20 +70,22 @@ def _show(lab: Lab) -> None:
     create = ["network", "create", "-d", PLUGIN, "--attachable", "--subnet", "10.210.0.0/24", NETWORK]
     with step(f"docker {' '.join(create)}"):
         print(h1.docker(*create))
-    with step("a container on each host, and a service of six replicas over all of them"):
-        print("   (engines tell the managers of a new plugin every 20 s; the first container waits for that)")
+    with step("every host's plugin is known to the managers (engines tell them every 20 s)"):
+        known = Playground(lab, PLUGIN)
+        eventually(lambda: all(known.offered(host) for host in lab.hosts), 30)
+    with step(f"a container on each host, and a service of {REPLICAS} replicas over all of them"):
         containers = [_run(host, f"box{number}") for number, host in enumerate(lab.hosts, 1)]
-        service = ["service", "create", "-d", "--name", "web", "--network", NETWORK, "--replicas", "6"]
-        service += ["--endpoint-mode", "dnsrr", "--no-resolve-image", "busybox:latest", "sleep", "86400"]
+        service = ["service", "create", "-d", "--name", "web", "--network", NETWORK]
+        service += ["--replicas", str(REPLICAS), "--no-resolve-image", "busybox:latest", "sh", "-c", WEB]
         h1.docker(*service)
-        eventually(lambda: h1.docker("service", "ls", "--format", "{{.Replicas}}").startswith("6/6"), 60)
+        full = f"{REPLICAS}/{REPLICAS}"
+        eventually(lambda: h1.docker("service", "ls", "--format", "{{.Replicas}}").startswith(full), NAMES)
         _table(lab)
     with step("every container pings every other by name"):
         _mesh(containers)
-    with step("`nslookup web` on each host gives all six tasks"):
+    with step("`wget http://web/` on each host: one virtual address, and all tasks answer in turn"):
         for container in containers:
-            found = eventually(lambda c=container: sorted(c.resolves("web")), 20)  # type: ignore[misc]
-            print(f"   {container.name} on {container.host.name}: {' '.join(found)}")
+            _ask(container)
     with step("what the standard tools show on h1"):
         _kernel(h1)
 
@@ -102,7 +110,7 @@ def _mesh(containers: list[Container]) -> None:
     for one in containers:
         row = []
         for other in containers:
-            answered = eventually(_pinger(one, other.name), 20)
+            answered = eventually(_pinger(one, other.name), NAMES)
             row.append(f"{other.name} {'ok' if answered else 'NO ANSWER'}")
             if not answered:
                 sys.exit(f"{one.name} on {one.host.name} does not reach {other.name}")
@@ -111,6 +119,21 @@ def _mesh(containers: list[Container]) -> None:
 
 def _pinger(container: Container, target: str) -> Callable[[], bool]:
     return lambda: container.pings(target)
+
+
+def _ask(container: Container) -> None:
+    vip = eventually(lambda: container.resolves("web"), NAMES)
+    loop = f"for _ in $(seq {2 * REPLICAS}); do wget -qO- http://web/; done"
+
+    def asked() -> Counter[str]:
+        return Counter(container.exec("sh", "-c", loop).split())
+
+    eventually(lambda: len(asked()) == REPLICAS, NAMES)
+    answers = asked()
+    if len(answers) != REPLICAS:
+        sys.exit(f"{container.name} on {container.host.name} is not answered by all tasks: {answers}")
+    told = ", ".join(f"{task} x {times}" for task, times in sorted(answers.items()))
+    print(f"   {container.name} on {container.host.name}: web is {' '.join(vip)}: {told}")
 
 
 def _kernel(host: Host) -> None:
