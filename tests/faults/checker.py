@@ -27,6 +27,9 @@ FORGOTTEN = 60.0 + 30.0 + 5.0
 """Seconds for which the disk may hold the record of what ended while nobody could tell the plugin: the
 time in which its engine may yet speak of it, and an audit. It does nothing meanwhile."""
 
+LONG = 4.0
+"""Seconds after which it is told what was wrong, even if it is right in time."""
+
 RESTARTS = 4
 """How many times that time may begin anew, because faults ended the plugin's process meanwhile."""
 
@@ -228,15 +231,25 @@ class Checker:
         return problems(facts, self.expected, now)
 
     def right_within(self, seconds: float) -> float:
-        """Wait until all is right and everybody reaches everybody; return how long that took."""
-        began, seen = time.monotonic(), [""]
+        """Wait until all is right and everybody reaches everybody; return how long that took.
+
+        What was wrong until the last moment is told if that was long.
+        """
+        began, seen, wrong = time.monotonic(), [""], [""]
 
         def right() -> bool:
+            looked = time.monotonic()
             seen[:] = self.look()
             if not seen:
                 seen[:] = unreachable(self.lab, read(self.lab, self.expected.vteps))
+            wrong[:] = seen or wrong
+            if time.monotonic() - looked > LONG:
+                wrong.append(f"(looking took {time.monotonic() - looked:.1f} s)")
             return not seen
 
         ok = wait_for(right, seconds, every=0.1)
         assert ok, f"not right after {seconds:g} s:\n" + "\n".join(seen)
-        return time.monotonic() - began
+        took = time.monotonic() - began
+        if took > LONG:
+            print(f"until {time.strftime('%X')}, for {took:.1f} s:", *wrong, sep="\n    ", flush=True)
+        return took
