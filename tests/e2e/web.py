@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.e2e.containers import Container, Playground, eventually
@@ -163,10 +164,22 @@ class Web:
         return self.wait(replicas)
 
     def wait(self, replicas: int) -> set[str]:
-        tasks = self.ground.wait_tasks(self.service, replicas)
-        addresses = {task.address(self.network) for task in tasks}
-        assert eventually(lambda: all(known(c, self.vip, addresses) for c in self.clients), 10)
+        """Return the tasks' addresses once every client knows them, at most ten seconds after they changed.
+
+        After a fault the Swarm may still replace tasks when there are as many as there should be.
+        """
+        addresses = self._running(replicas)
+        while not eventually(partial(self._know, addresses), 10):
+            before, addresses = addresses, self._running(replicas)
+            assert addresses != before, f"not all clients of {self.vip} know {sorted(addresses)}"
         return addresses
+
+    def _know(self, addresses: set[str]) -> bool:
+        return all(known(client, self.vip, addresses) for client in self.clients)
+
+    def _running(self, replicas: int) -> set[str]:
+        tasks = self.ground.wait_tasks(self.service, replicas)
+        return {task.address(self.network) for task in tasks}
 
 
 def web(ground: Playground, replicas: int, *options: str) -> Web:
