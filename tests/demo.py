@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.containers import Container, Playground, eventually
+from tests.e2e.containers import DRIVER, Container, Playground, eventually
 from tests.lab import Host, Lab, build_plugin, clean
 
 ROOT = Path(__file__).parent.parent
 ENGINES = ("28.5", "28.5", "20.10")
-PLUGIN = "pyoverlay:latest"
 NETWORK = "demo"
 REPLICAS = 6
 NAMES = 60.0
@@ -67,11 +66,11 @@ def _install(lab: Lab, built: Path) -> None:
 
 def _show(lab: Lab) -> None:
     h1 = lab.hosts[0]
-    create = ["network", "create", "-d", PLUGIN, "--attachable", "--subnet", "10.210.0.0/24", NETWORK]
+    create = ["network", "create", "-d", DRIVER, "--attachable", "--subnet", "10.210.0.0/24", NETWORK]
     with step(f"docker {' '.join(create)}"):
         print(h1.docker(*create))
     with step("every host's plugin is known to the managers (engines tell them every 20 s)"):
-        known = Playground(lab, PLUGIN)
+        known = Playground(lab)
         eventually(lambda: all(known.offered(host) for host in lab.hosts), 30)
     with step(f"a container on each host, and a service of {REPLICAS} replicas over all of them"):
         containers = [_run(host, f"box{number}") for number, host in enumerate(lab.hosts, 1)]
