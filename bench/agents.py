@@ -25,10 +25,10 @@ from bench.alone import store, tails
 from bench.figures import OURS, Figures, Measure
 from bench.process import Plugin
 from bench.report import table
-from driver.desired import namespace_name
 from driver.kernel import netns
-from driver.kernel.wire import attributes
-from driver.values import NetworkId
+from driver.kernel.names import namespace_name
+from driver.kernel.netlink.socket import attributes
+from driver.wish.values import NetworkId
 from tests.faults.story import NETWORK, Step, attach, create, detach
 from tests.kernel.hosts import Space
 

@@ -22,8 +22,8 @@ from bench.figures import OURS, Figures, Measure
 from bench.process import VTEP, Plugin
 from bench.report import table
 from driver.kernel import netns
-from driver.kernel.wire import Channel, Request, attribute
-from tests.control.harness import running, start_members
+from driver.kernel.netlink.socket import Channel, Request, attribute
+from tests.cluster.harness import running, start_members
 from tests.faults.story import BESIDE, FIRST, GIVE_BACK, NETWORK, TAKE, Step, life
 from tests.lab import etcd_binary
 

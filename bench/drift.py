@@ -59,9 +59,9 @@ def rest(stack: ExitStack, seconds: float) -> None:
                 source = a.containers[network * 10 + port]
                 meters.enter_context(Meter(source, f"10.{network}.0.100", pause=0.1))
         time.sleep(2)
-        before = thread_seconds(a.engine._thread)
+        before = thread_seconds(a.reconciler._thread)
         time.sleep(seconds)
-        used = thread_seconds(a.engine._thread) - before
+        used = thread_seconds(a.reconciler._thread) - before
     print(f"engine thread at rest: {used * 1000:.1f} ms of CPU in {seconds:g} s", flush=True)
 
 

@@ -18,17 +18,25 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from bench.process import VTEP, Plugin, resident
-from driver.control import EndpointRecord, NodeRecord
-from driver.control.claims import Claim, Put, Withdraw
-from driver.control.etcd_client import EtcdClient
-from driver.control.records import ROOT, encode_endpoint, encode_node, endpoint_key, endpoints_of, node_key
-from driver.control.tls import PlainSessions
-from driver.desired import container_name, namespace_name, vxlan_name
-from driver.kernel import links, netns, rows
-from driver.kernel.wire import Channel, Request, attribute
-from driver.objects import FLOOD_MAC, FdbEntry
-from driver.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni, mac_of, octets
-from tests.control.harness import EtcdMember, b64, start_members
+from driver.cluster.etcd.client import EtcdClient
+from driver.cluster.etcd.tls import PlainSessions
+from driver.cluster.ledger.claims import Claim, Put, Withdraw
+from driver.cluster.ledger.codec import (
+    ROOT,
+    encode_endpoint,
+    encode_node,
+    endpoint_key,
+    endpoints_of,
+    node_key,
+)
+from driver.kernel import netns
+from driver.kernel.names import container_name, namespace_name, vxlan_name
+from driver.kernel.netlink import links, rows
+from driver.kernel.netlink.socket import Channel, Request, attribute
+from driver.kernel.objects import FLOOD_MAC, FdbEntry
+from driver.wish.records import EndpointRecord, NodeRecord
+from driver.wish.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni, mac_of, octets
+from tests.cluster.harness import EtcdMember, b64, start_members
 from tests.lab import etcd_binary
 
 BATCH = 120
@@ -87,7 +95,7 @@ class Others:
     def read(self, network: NetworkId) -> float:
         """Read all of a network, as a host does that comes to it; return the seconds that it took."""
         began = time.perf_counter()
-        self._client.read({endpoints_of(network): 0})
+        self._client.read_prefixes({endpoints_of(network): 0})
         return time.perf_counter() - began
 
     def clear(self) -> None:
@@ -246,7 +254,7 @@ class Forwarding:
 
     def _read(self) -> set[tuple[object, ...]]:
         assert self._channel
-        found = rows.read(self._channel, "", {self._index: ""})
+        found = rows.dump_rows(self._channel, "", {self._index: ""})
         return {(r.mac, r.vtep) if isinstance(r, FdbEntry) else (r.address, r.mac) for r in found}
 
 

@@ -35,11 +35,12 @@ from bench.onehost import (
 )
 from bench.process import Plugin
 from bench.scene import apart
-from driver.desired import FALLBACK_UNDERLAY
-from driver.kernel.netlink import NetlinkKernel
-from driver.objects import Bridge, FdbEntry, KernelObject, Namespace, Neighbour, Vxlan
-from driver.plan import Set, diff
-from driver.values import Mac, NetworkId, Vni
+from driver.kernel.host import NetlinkKernel
+from driver.kernel.objects import Bridge, FdbEntry, KernelObject, Namespace, Neighbour, Vxlan
+from driver.kernel.ops import Set
+from driver.reconcile.desired import FALLBACK_UNDERLAY
+from driver.reconcile.plan import diff
+from driver.wish.values import Mac, NetworkId, Vni
 
 PART = "scale"
 MOST = 10_000
@@ -290,7 +291,7 @@ def timed_in_space(folder: Path, write: Callable[[Path, Rows], None], wanted: Ro
         began = time.perf_counter()
         write(folder, wanted)
         took = time.perf_counter() - began
-        found = kernel.read(NAMESPACE)
+        found = kernel.read_place(NAMESPACE)
         assert len(found) == len(above) + 2 * len(wanted)
         kernel.apply(diff({}, found))
     return took

@@ -29,7 +29,7 @@ from bench.figures import BUILT_IN, OURS, UNDERLAY, Figures, Measure
 from bench.report import table
 from bench.scene import apart
 from driver.kernel import netns
-from driver.values import mac_of
+from driver.wish.values import mac_of
 from tests.kernel.hosts import Host, Space, eventually, os_unshare
 from tests.kernel.machine import pair
 from tests.kernel.test_datapath import ping
@@ -150,8 +150,8 @@ def _ours(hosts: list[Host], *, shortcuts: bool = True) -> list[Space]:
     spaces = [machine.attach("bench", f"10.9.0.1{machine.vtep.packed[3]}") for machine in machines]
     assert ping(spaces[0], "10.9.0.12")
     for machine in machines:
-        machine.engine.stop()
-        machine.balancing.stop()
+        machine.reconciler.stop()
+        machine.sandboxes.stop()
         machine.peering.stop(leave=False)
     return spaces
 

@@ -23,15 +23,15 @@ from bench.drift import machines
 from bench.figures import OURS, Figures, Measure
 from bench.report import table
 from bench.scene import apart
-from driver.balancing import Balancing
-from driver.control import ServiceRecord
-from driver.disk import MemoryDisk
 from driver.kernel import netns
-from driver.kernel.sandboxes import NetlinkSandboxes
-from driver.model import Endpoint, Host, Network, Peer, PeerNode, Peers, Phase
-from driver.state import State
-from driver.store import Store
-from driver.values import Address, EndpointId, NetworkId, NodeId, mac_of
+from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.reconcile.sandboxes import SandboxReconciler
+from driver.wish.disk import MemoryDisk
+from driver.wish.model import Endpoint, Host, Network, Peer, PeerNode, Peers, Phase
+from driver.wish.records import ServiceRecord
+from driver.wish.state import State
+from driver.wish.values import Address, EndpointId, NetworkId, NodeId, mac_of
+from driver.wish.wish import Wish
 from tests.kernel.hosts import Space
 
 NET = NetworkId("net1")
@@ -66,7 +66,7 @@ def many() -> Services:
 
 
 @contextmanager
-def host(services: Services) -> Iterator[Store]:
+def host(services: Services) -> Iterator[Wish]:
     """Make a host with 50 containers, in a network of 5,000 remote tasks."""
     spaces = [netns.create() for _ in range(CONTAINERS)]
     vtep = ip_address("192.0.2.2")
@@ -79,9 +79,9 @@ def host(services: Services) -> Iterator[Store]:
     rows = {b: Peer(mac_of(b), vtep, OTHER) for service in services.values() for b in service.backends}
     peers = Peers({OTHER: PeerNode(vtep)}, {NET: rows}, frozenset({NET}))
     state = State(Host(NodeId("a"), ip_address("192.0.2.1")), {NET: Network(NET, ())}, endpoints, peers=peers)
-    store = Store(MemoryDisk(state))
-    store.update(lambda _: state)
-    yield store
+    wish = Wish(MemoryDisk(state))
+    wish.change(lambda _: state)
+    yield wish
     for space in spaces:
         os.close(space)
 
@@ -94,45 +94,45 @@ def run(figures: Figures, *, quick: bool) -> None:
 def tables(figures: Figures, rounds: int) -> None:
     """Measure how long tables take in all containers of a host."""
     services = many()
-    with host(services) as store:
-        balancing = Balancing(store, NetlinkSandboxes(), audit_interval=3600)
+    with host(services) as wish:
+        balancing = SandboxReconciler(wish, NetlinkSandboxes(), audit_interval=3600)
         balancing.start()
-        figures.add(BUILT, OURS, timed(balancing, store, services) * 1000)
+        figures.add(BUILT, OURS, timed(balancing, wish, services) * 1000)
         for number in range(rounds):
             time.sleep(0.2)
             vip = VIPS + number
             services = {**services, vip: replace(services[vip], backends=services[vip].backends[1:])}
-            figures.add(CHANGE, OURS, timed(balancing, store, services) * 1000)
+            figures.add(CHANGE, OURS, timed(balancing, wish, services) * 1000)
             gone = BACKENDS + 2000 + number
             time.sleep(0.2)
-            figures.add(END, OURS, ended(balancing, store, gone) * 1000)
+            figures.add(END, OURS, ended(balancing, wish, gone) * 1000)
         balancing.stop()
-        again = Balancing(store, NetlinkSandboxes(), audit_interval=3600)
+        again = SandboxReconciler(wish, NetlinkSandboxes(), audit_interval=3600)
         began = time.perf_counter()
         again.start()
-        again.wait(1, 60)
+        again.wait_tried(1, 60)
         figures.add(ADOPTED, OURS, (time.perf_counter() - began) * 1000)
         figures.add(AUDIT, OURS, *(once(again) * 1000 for _ in range(rounds)))
         again.stop()
 
 
-def timed(balancing: Balancing, store: Store, services: Services) -> float:
+def timed(balancing: SandboxReconciler, wish: Wish, services: Services) -> float:
     """Return the seconds until all containers have *services*."""
     began = time.perf_counter()
-    assert balancing.wait(store.update(lambda s: replace(s, services={NET: services})), 60)
+    assert balancing.wait_tried(wish.change(lambda s: replace(s, services={NET: services})), 60)
     return time.perf_counter() - began
 
 
-def ended(balancing: Balancing, store: Store, gone: Address) -> float:
+def ended(balancing: SandboxReconciler, wish: Wish, gone: Address) -> float:
     """Return the seconds until no container sends to *gone*."""
-    rows = {a: peer for a, peer in store.state.peers.entries[NET].items() if a != gone}
+    rows = {a: peer for a, peer in wish.state.peers.entries[NET].items() if a != gone}
     began = time.perf_counter()
-    revision = store.update(lambda s: replace(s, peers=replace(s.peers, entries={NET: rows})))
-    assert balancing.wait(revision, 60)
+    revision = wish.change(lambda s: replace(s, peers=replace(s.peers, entries={NET: rows})))
+    assert balancing.wait_tried(revision, 60)
     return time.perf_counter() - began
 
 
-def once(balancing: Balancing) -> float:
+def once(balancing: SandboxReconciler) -> float:
     """Return the seconds that a look at everything takes."""
     began = time.perf_counter()
     balancing._round(audit=True)
@@ -149,10 +149,10 @@ def packets(figures: Figures, rounds: int) -> None:
         stack.enter_context(echo(task))
         direct, vip = ip_address("10.1.0.11"), VIPS
         services = many() | {vip: ServiceRecord(NET, vip, "web", (direct,))}
-        one.store.update(lambda s: replace(s, offer={NET: frozenset(services.values())}))
-        while len(one.store.state.services.get(NET, {})) < SERVICES:
+        one.wish.change(lambda s: replace(s, offer={NET: frozenset(services.values())}))
+        while len(one.wish.state.services.get(NET, {})) < SERVICES:
             time.sleep(0.05)
-        one.balancing.wait(one.store.snapshot()[1], 30)
+        one.sandboxes.wait_tried(one.wish.snapshot()[1], 30)
         for _ in range(rounds):
             for measure, work in ((ROUND_TRIP, round_trips), (CONNECTION, connections)):
                 for subject, address in ((OURS, vip), (DIRECT, direct)):

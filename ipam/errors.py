@@ -44,5 +44,5 @@ class NotFound(IpamError):
     """The pool is not known and cannot safely be made again from its id."""
 
 
-class StoreError(IpamError):
+class DiskError(IpamError):
     """The state file cannot be read, trusted or written. It was left as it is."""

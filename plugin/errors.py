@@ -21,7 +21,7 @@ from flask import Response, request
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 
-import driver.errors
+import driver.wish.errors
 import ipam.errors
 
 if TYPE_CHECKING:
@@ -36,21 +36,21 @@ MAX_BODY = 1 << 20
 """Bytes. The engine's longest requests, with hundreds of published ports, are some tens of KiB."""
 
 STATUS: Mapping[type[Exception], int] = {
-    driver.errors.DriverError: 500,
-    driver.errors.BadRequest: 400,
-    driver.errors.NotFound: 500,
-    driver.errors.Conflict: 409,
-    driver.errors.Unsupported: 501,
-    driver.errors.StoreError: 500,
-    driver.errors.StoreUnavailable: 503,
-    driver.errors.KernelError: 500,
-    driver.errors.DeadlineExceeded: 504,
+    driver.wish.errors.DriverError: 500,
+    driver.wish.errors.BadRequest: 400,
+    driver.wish.errors.NotFound: 500,
+    driver.wish.errors.Conflict: 409,
+    driver.wish.errors.Unsupported: 501,
+    driver.wish.errors.DiskError: 500,
+    driver.wish.errors.StoreUnavailable: 503,
+    driver.wish.errors.KernelError: 500,
+    driver.wish.errors.DeadlineExceeded: 504,
     ipam.errors.IpamError: 500,
     ipam.errors.BadRequest: 400,
     ipam.errors.Exhausted: 409,
     ipam.errors.Conflict: 409,
     ipam.errors.NotFound: 500,
-    ipam.errors.StoreError: 500,
+    ipam.errors.DiskError: 500,
     ValidationError: 400,
 }
 """The rule of each class; a class without one of its own has that of its nearest base."""

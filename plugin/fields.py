@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, WrapValidator
 
-from driver.values import Address, Interface, Mac, Prefix, parse_id, parse_mac
+from driver.wish.values import Address, Interface, Mac, Prefix, parse_id, parse_mac
 
 _T = TypeVar("_T")
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import ValidationError
 
-from driver.model import Subnet
-from driver.values import Address, Interface, Mac
+from driver.wish.model import Subnet
+from driver.wish.values import Address, Interface, Mac
 from plugin import wire
 from plugin.errors import sentence
 
 if TYPE_CHECKING:
-    from driver.service import Attachment
+    from driver.overlay import Attachment
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ NODE_DISCOVERY = 1
 
 
 class NetworkCalls(Protocol):
-    """What the edge asks of the overlay; `driver.service.OverlayService` is the real one."""
+    """What the edge asks of the overlay; `driver.overlay.Overlay` is the real one."""
 
     @property
     def scope(self) -> str:
@@ -77,44 +77,44 @@ class NetworkCalls(Protocol):
 class NetworkDriver:
     """Handlers, one a method."""
 
-    def __init__(self, service: NetworkCalls) -> None:
-        self._service = service
+    def __init__(self, overlay: NetworkCalls) -> None:
+        self._overlay = overlay
 
     def get_capabilities(self) -> wire.NetworkCapabilities:
         """Answer at once and always the same: this is the plugin's registration."""
-        return wire.NetworkCapabilities(Scope=self._service.scope, ConnectivityScope=self._service.scope)
+        return wire.NetworkCapabilities(Scope=self._overlay.scope, ConnectivityScope=self._overlay.scope)
 
     def allocate_network(self, request: wire.AllocateNetworkRequest) -> wire.AllocateNetworkAnswer:
         """Answer the options that replace the user's on every node."""
-        options = self._service.allocate_network(request.NetworkID, request.Options, request.subnets)
+        options = self._overlay.allocate_network(request.NetworkID, request.Options, request.subnets)
         return wire.AllocateNetworkAnswer(Options=dict(options))
 
     def free_network(self, request: wire.NetworkRequest) -> wire.Answer:
         """Forget an allocation."""
-        self._service.free_network(request.NetworkID)
+        self._overlay.free_network(request.NetworkID)
         return wire.Answer()
 
     def gw_alloc_check(self, request: wire.GwAllocCheckRequest) -> wire.GwAllocAnswer:
         """Refuse wrong options before any address is allocated."""
-        self._service.check_network(request.Options.generic)
+        self._overlay.check_network(request.Options.generic)
         return wire.GwAllocAnswer()
 
     def create_network(self, request: wire.CreateNetworkRequest) -> wire.Answer:
         """Have a network on this host."""
-        self._service.create_network(
+        self._overlay.create_network(
             request.NetworkID, request.Options.generic, request.subnets, internal=request.Options.internal
         )
         return wire.Answer()
 
     def delete_network(self, request: wire.NetworkRequest) -> wire.Answer:
         """Have a network no longer."""
-        self._service.delete_network(request.NetworkID)
+        self._overlay.delete_network(request.NetworkID)
         return wire.Answer()
 
     def create_endpoint(self, request: wire.CreateEndpointRequest) -> wire.CreateEndpointAnswer:
         """Answer the MAC only if the request had none: the engine takes an echo for a change."""
         wanted = request.Interface
-        mac = self._service.create_endpoint(
+        mac = self._overlay.create_endpoint(
             request.NetworkID, request.EndpointID, wanted.interfaces, wanted.MacAddress, request.Options
         )
         if mac is None or wanted.MacAddress is not None:
@@ -123,7 +123,7 @@ class NetworkDriver:
 
     def delete_endpoint(self, request: wire.EndpointRequest) -> wire.Answer:
         """Have an endpoint no longer."""
-        self._service.delete_endpoint(request.NetworkID, request.EndpointID)
+        self._overlay.delete_endpoint(request.NetworkID, request.EndpointID)
         return wire.Answer()
 
     def endpoint_oper_info(self, _: wire.EndpointRequest) -> wire.OperInfoAnswer:
@@ -132,7 +132,7 @@ class NetworkDriver:
 
     def join(self, request: wire.JoinRequest) -> wire.JoinAnswer:
         """Answer the device for the container and its routes to the network's other subnets."""
-        attachment = self._service.join(request.NetworkID, request.EndpointID, request.SandboxKey)
+        attachment = self._overlay.join(request.NetworkID, request.EndpointID, request.SandboxKey)
         return wire.JoinAnswer(
             InterfaceName=wire.Device(SrcName=attachment.interface),
             StaticRoutes=tuple(
@@ -143,7 +143,7 @@ class NetworkDriver:
 
     def leave(self, request: wire.EndpointRequest) -> wire.Answer:
         """Expect the device back; it is deleted by DeleteEndpoint."""
-        self._service.leave(request.NetworkID, request.EndpointID)
+        self._overlay.leave(request.NetworkID, request.EndpointID)
         return wire.Answer()
 
     def ignore(self, _: wire.EndpointRequest) -> wire.Answer:
@@ -153,13 +153,13 @@ class NetworkDriver:
     def discover_new(self, request: wire.DiscoverRequest) -> wire.Answer:
         """Pass on the address of a host."""
         if node := _node(request):
-            self._service.node_discovered(node.Address, is_self=node.Self)
+            self._overlay.node_discovered(node.Address, is_self=node.Self)
         return wire.Answer()
 
     def discover_delete(self, request: wire.DiscoverRequest) -> wire.Answer:
         """Pass on that a host is gone."""
         if node := _node(request):
-            self._service.node_lost(node.Address)
+            self._overlay.node_lost(node.Address)
         return wire.Answer()
 
 

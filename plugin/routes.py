@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from flask import Response, request
 from werkzeug.exceptions import ClientDisconnected
 
-from driver.errors import BadRequest
+from driver.wish.errors import BadRequest
 from plugin import wire
 from plugin.errors import CONTENT_TYPE
 from plugin.ipam_driver import IpamDriver

@@ -37,7 +37,7 @@ from gunicorn.http import errors as http
 from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from driver.errors import DriverError
+from driver.wish.errors import DriverError
 from ipam.errors import IpamError
 from plugin.settings import Settings
 

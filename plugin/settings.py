@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from driver.values import VXLAN_PORT, Address
+from driver.wish.values import VXLAN_PORT, Address
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

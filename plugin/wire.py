@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from driver.model import Subnet
-from driver.values import Address, Interface, Mac, Prefix
+from driver.wish.model import Subnet
+from driver.wish.values import Address, Interface, Mac, Prefix
 from plugin.fields import (
     AddressField,
     AnyMap,

@@ -10,27 +10,27 @@ from typing import TypeVar
 
 from flask import Flask
 
-from driver.balancing import Balancing
-from driver.control import ControlPlane
-from driver.control.etcd import EtcdControlPlane
-from driver.control.memory import MemoryControlPlane
-from driver.control.tls import TlsSessions
-from driver.disk import FileDisk
-from driver.engine import Engine
-from driver.kernel.netlink import NetlinkKernel
-from driver.kernel.sandboxes import NetlinkSandboxes
-from driver.peering import Peering
-from driver.service import OverlayService
-from driver.store import Store
+from driver.cluster.backend import ControlPlane
+from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.tls import TlsSessions
+from driver.cluster.memory import MemoryControlPlane
+from driver.cluster.peering import Peering
+from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.kernel.host import NetlinkKernel
+from driver.overlay import Overlay
+from driver.reconcile.networks import NetworkReconciler
+from driver.reconcile.sandboxes import SandboxReconciler
 from driver.swarm.census import Census
-from driver.swarm.engine import Engine as EngineApi
-from driver.swarm.etcd_server import EtcdSettings
+from driver.swarm.docker_api import DockerApi
+from driver.swarm.etcd_process import EtcdSettings
 from driver.swarm.identity import swarm_credentials
-from driver.swarm.services import ServiceWatch
-from driver.swarm.store import SwarmStore
-from driver.values import Prefix
-from ipam.service import IpamService
-from ipam.store import FileStore
+from driver.swarm.leader_etcd import LeaderEtcd
+from driver.swarm.service_watch import ServiceWatch
+from driver.wish.disk import WishFile
+from driver.wish.values import Prefix
+from driver.wish.wish import Wish
+from ipam.disk import LeaseFile
+from ipam.manager import AddressManager
 from plugin.app import create_app
 from plugin.settings import Settings
 
@@ -66,29 +66,29 @@ class Runtime:
         self._restart = restart
         self._scope = scope_of(settings)
         self._netns_dir = settings.run_dir / "netns"
-        self._store = Store(FileDisk(settings.state_dir / "state.json"))
-        self._engine = Engine(
-            self._store, NetlinkKernel(self._netns_dir), shortcuts=settings.shortcut == "auto"
+        self._wish = Wish(WishFile(settings.state_dir / "state.json"))
+        self._networks = NetworkReconciler(
+            self._wish, NetlinkKernel(self._netns_dir), shortcuts=settings.shortcut == "auto"
         )
-        self._api = EngineApi(settings.run_dir / "docker.sock")
-        self._census = Census(self._store, self._api)
-        self._balancing = Balancing(
-            self._store, NetlinkSandboxes(settings.host_path), wait_rows=self._engine.wait_round
+        self._docker = DockerApi(settings.run_dir / "docker.sock")
+        self._census = Census(self._wish, self._docker)
+        self._sandboxes = SandboxReconciler(
+            self._wish, NetlinkSandboxes(settings.host_path), wait_rows=self._networks.wait_tried
         )
-        self._services = ServiceWatch(self._store, self._api) if self._scope == "global" else None
-        self._swarm: SwarmStore | None = None
-        self._peering = Peering(self._store, self._control_plane())
-        self._overlay = OverlayService(
-            self._store,
-            self._engine,
+        self._services = ServiceWatch(self._wish, self._docker) if self._scope == "global" else None
+        self._swarm: LeaderEtcd | None = None
+        self._peering = Peering(self._wish, self._control_plane())
+        self._overlay = Overlay(
+            self._wish,
+            self._networks,
             self._peering,
             scope=self._scope,
             right_scope=lambda: scope_of(settings),
             default_port=settings.vxlan_port,
             fixed_vtep=settings.vtep is not None,
         )
-        self._ipam = IpamService(
-            FileStore(settings.state_dir / "ipam.json"),
+        self._ipam = AddressManager(
+            LeaseFile(settings.state_dir / "ipam.json"),
             routes=self._host_routes,
             in_use=self._overlay.in_use,
             networks=self._local_prefixes,
@@ -102,12 +102,12 @@ class Runtime:
             "scope %s, state in %s, namespaces in %s", self._scope, self._settings.state_dir, self._netns_dir
         )
         self._set_vtep()
-        self._engine.start()
+        self._networks.start()
         if self._swarm:
             self._swarm.start()
         self._peering.start()
         self._census.start()
-        self._balancing.start()
+        self._sandboxes.start()
         if self._services:
             self._services.start()
         if self._settings.scope == "auto":
@@ -120,22 +120,22 @@ class Runtime:
         self._census.stop()
         if self._services:
             self._services.stop()
-        self._balancing.stop()
+        self._sandboxes.stop()
         self._peering.stop(leave=scope_of(self._settings) != self._scope)
         if self._swarm:
             self._swarm.stop()
-        self._engine.stop()
+        self._networks.stop()
 
     def _control_plane(self) -> ControlPlane:
         """Choose the store: the user's, in a Swarm the leader's, else none beyond this process."""
-        settings, node = self._settings, self._store.state.host.id
+        settings, node = self._settings, self._wish.state.host.id
         if settings.store:
             return EtcdControlPlane(node, lambda: settings.store)
         if self._scope == "local":
             return MemoryControlPlane(node)
         credentials = swarm_credentials(settings.swarm_dir / "certificates")
         etcd = EtcdSettings("etcd", settings.state_dir / "etcd", settings.store_port, credentials)
-        self._swarm = SwarmStore(self._api, etcd)
+        self._swarm = LeaderEtcd(self._docker, etcd)
         return EtcdControlPlane(node, self._swarm.endpoints, TlsSessions(credentials))
 
     def _set_vtep(self) -> None:
@@ -144,7 +144,7 @@ class Runtime:
         if vtep is None and self._scope == "local":
             vtep = self._ask_kernel(NetlinkKernel.default_source)
         if vtep is not None:
-            self._store.update(lambda state: replace(state, host=replace(state.host, vtep=vtep)))
+            self._wish.change(lambda state: replace(state, host=replace(state.host, vtep=vtep)))
 
     def _watch_scope(self) -> None:
         """The engine asks for our scope once; when the right answer changes, it has to ask again."""
@@ -159,7 +159,7 @@ class Runtime:
     def _local_prefixes(self) -> Collection[Prefix]:
         if self._scope == "global":
             return ()
-        networks = self._store.state.networks.values()
+        networks = self._wish.state.networks.values()
         return [subnet.prefix for n in networks for segment in n.segments for subnet in segment.subnets]
 
     def _ask_kernel(self, question: Callable[[NetlinkKernel], _T]) -> _T:

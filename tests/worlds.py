@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_interface
 from random import Random
 
 from driver.kernel import Kernel
-from driver.objects import (
+from driver.kernel.objects import (
     FLOOD_MAC,
     Bridge,
     BridgeAddress,
@@ -23,8 +23,8 @@ from driver.objects import (
     Vxlan,
     index,
 )
-from driver.plan import diff
-from driver.values import Address, Mac, Vni, bridge_mac, mac_of
+from driver.reconcile.plan import diff
+from driver.wish.values import Address, Mac, Vni, bridge_mac, mac_of
 
 NETWORKS = 3
 SEGMENTS = 3
@@ -72,7 +72,7 @@ def converge(kernel: Kernel, want: KernelState, rounds: int = 3) -> dict[Key, Ke
 def everything(kernel: Kernel, want: KernelState) -> dict[Key, KernelObject]:
     """Read all namespaces, those of *want* and those that are there."""
     names = {key[1] for key in want} | set(kernel.namespaces())
-    return {key: obj for name in names for key, obj in kernel.read(name).items()}
+    return {key: obj for name in names for key, obj in kernel.read_place(name).items()}
 
 
 def _network(random: Random, number: int, vnis: list[Vni]) -> list[KernelObject]:

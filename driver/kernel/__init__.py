@@ -1,15 +1,24 @@
-"""The kernel as the driver sees it: read a namespace, apply operations, ask about the underlay."""
+"""The kernel of this host: what may be asked of it, and how it is done.
+
+Belongs here: the kinds of kernel objects, the Protocols that the reconcilers see, and the real kernel behind
+them: namespaces, netlink, BPF, nftables.
+
+Stays out: what should be there. Nothing here knows the wish, only single objects that somebody wants.
+
+A reviewer checks: what does not bear our mark is never touched; one object's failure never stops the others;
+an object that is read compares equal to the one that was set.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from driver.errors import KernelError
-from driver.model import Underlay
-from driver.objects import KernelState, Key, Row
-from driver.plan import Op
-from driver.values import Address, Prefix
+from driver.kernel.objects import KernelState, Key, Row
+from driver.kernel.ops import Op
+from driver.wish.errors import KernelError
+from driver.wish.model import Underlay
+from driver.wish.values import Address, Prefix
 
 HOST = ""
 """Stands for the host's own namespace among the names of ours."""
@@ -24,7 +33,7 @@ class Kernel(Protocol):
     def namespaces(self) -> Collection[str]:
         """Names of all pinned namespaces that are ours."""
 
-    def read(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
+    def read_place(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
         """Everything of ours in *namespace*, itself included; empty when it does not exist.
 
         With *rows*, of the rows only those that have one of their keys. Raises KernelError when the
@@ -48,7 +57,7 @@ class Kernel(Protocol):
     def underlay(self, vtep: Address | None) -> Underlay | None:
         """The device that has *vtep* (or the default route, for None); None when there is none."""
 
-    def wait(self, timeout: float, wake: int) -> Collection[str]:
+    def await_news(self, timeout: float, wake: int) -> Collection[str]:
         """Wait until the kernel has news, *wake* (a descriptor) is readable or *timeout* seconds are over.
 
         Returns the namespaces that a read may now show to be different from what the last one
@@ -69,7 +78,7 @@ class Kernel(Protocol):
 class Sandboxes(Protocol):
     """What the balancing needs of a kernel: our tables in containers' own namespaces. One thread calls it."""
 
-    def read(self, sandbox: str) -> KernelState:
+    def read_sandbox(self, sandbox: str) -> KernelState:
         """Every balancer of ours in *sandbox*; empty when that does not exist (yet, or any more).
 
         Raises KernelError when it cannot be read.
@@ -82,7 +91,7 @@ class Sandboxes(Protocol):
         quicker. ENOENT for a Set where there is no such sandbox. A Delete there succeeds.
         """
 
-    def wait(self, timeout: float, wake: int) -> bool:
+    def await_news(self, timeout: float, wake: int) -> bool:
         """Wait until *wake* (a descriptor) is readable or *timeout* seconds are over.
 
         Also until a namespace may have come or gone: then it returns True.

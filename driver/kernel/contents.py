@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
-from driver.kernel import links, rows, shortcuts
-from driver.kernel.links import Link
-from driver.kernel.wire import Channel
-from driver.objects import WRONG_MTU, Bridge, BridgeAddress, KernelObject, Row, Vxlan
+from driver.kernel.netlink import links, rows
+from driver.kernel.netlink.links import Link
+from driver.kernel.netlink.socket import Channel
+from driver.kernel.objects import WRONG_MTU, Bridge, BridgeAddress, KernelObject, Row, Vxlan
+from driver.kernel.shortcuts import filters
 
 
 def contents(
@@ -31,8 +32,8 @@ def contents(
             yield BridgeAddress(namespace, bridges[address.index].name, address.interface)
     vxlans = {index: device.name for index, device in devices.items() if isinstance(device, Vxlan)}
     if wanted is None:
-        yield from rows.read(channel, namespace, vxlans)
+        yield from rows.dump_rows(channel, namespace, vxlans)
     else:
-        yield from rows.find(channel, namespace, vxlans, wanted)
+        yield from rows.find_rows(channel, namespace, vxlans, wanted)
     for index in vxlans:
-        yield from shortcuts.read(channel, namespace, found[index], found)
+        yield from filters.read_shortcuts(channel, namespace, found[index], found)

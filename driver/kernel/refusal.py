@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from driver.errors import KernelError
-from driver.objects import (
+from driver.kernel.objects import (
     Balancer,
     Bridge,
     BridgeAddress,
@@ -19,7 +18,8 @@ from driver.objects import (
     Shortcut,
     Vxlan,
 )
-from driver.plan import Delete, Op, Set, subject
+from driver.kernel.ops import Delete, Op, Set, subject
+from driver.wish.errors import KernelError
 
 GONE = (errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH)
 """How the kernel says that an object is not there."""

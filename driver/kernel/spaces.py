@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from driver.kernel import netns
-from driver.kernel.events import SpaceListener
-from driver.kernel.wire import Channel
-from driver.objects import NAMESPACE_PREFIX
+from driver.kernel.names import NAMESPACE_PREFIX
+from driver.kernel.netlink.events import SpaceListener
+from driver.kernel.netlink.socket import Channel
 
 
 class Space(NamedTuple):

@@ -11,9 +11,9 @@ import threading
 from functools import partial
 from typing import Final
 
-from driver.state import without_ghost
-from driver.store import Store
-from driver.swarm.engine import Engine, EngineAway
+from driver.swarm.docker_api import DockerApi, EngineAway
+from driver.wish.state import without_ghost
+from driver.wish.wish import Wish
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ _INTERVAL: Final = 30.0
 class Census:
     """A thread that asks the engine about networks which nobody has shown to live."""
 
-    def __init__(self, store: Store, engine: Engine, *, interval: float = _INTERVAL) -> None:
-        self._store = store
-        self._engine = engine
+    def __init__(self, wish: Wish, docker: DockerApi, *, interval: float = _INTERVAL) -> None:
+        self._wish = wish
+        self._docker = docker
         self._interval = interval
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="census", daemon=True)
@@ -48,8 +48,8 @@ class Census:
                 log.debug("the engine is not asked for its networks: %s", away)
 
     def _look(self) -> None:
-        state = self._store.state
+        state = self._wish.state
         for network in [network for network in state.networks if network in state.doubtful]:
-            if not self._engine.knows_network(network):
+            if not self._docker.knows_network(network):
                 log.info("network %s: the engine does not know it (any more): forgotten", network)
-                self._store.update(partial(without_ghost, network=network), lasting=False)
+                self._wish.change(partial(without_ghost, network=network), lasting=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from driver.control.tls import Credentials
+from driver.cluster.etcd.tls import Credentials
 
 DEFAULT_FOLDER: Final = Path("/var/lib/docker/swarm/certificates")
 MANAGER_NAME: Final = "swarm-manager"

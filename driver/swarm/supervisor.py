@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from driver.errors import StoreUnavailable
-from driver.swarm.etcd_server import EtcdServer, EtcdSettings
+from driver.swarm.etcd_process import EtcdProcess, EtcdSettings
+from driver.wish.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Supervisor:
     def __init__(self, settings: EtcdSettings, stopped: Callable[[], bool]) -> None:
         self._settings = settings
         self._stopped = stopped
-        self._server: EtcdServer | None = None
+        self._server: EtcdProcess | None = None
         self._started_at = 0.0
         self._retry_at = 0.0
         self._pause = 0.0
@@ -39,7 +39,7 @@ class Supervisor:
         """Whether the server runs and has served."""
         return self._server is not None
 
-    def run(self, address: str) -> None:
+    def keep_running(self, address: str) -> None:
         """Have it run under *address*: start it, or look whether it is still well."""
         if self._server is not None:
             self._check(self._server, address)
@@ -58,10 +58,10 @@ class Supervisor:
     def keep(self) -> None:
         """Leave it as it is, but restart it if it died."""
         if self._server is not None:
-            self.run(self._server.address)
+            self.keep_running(self._server.address)
 
     def _start(self, address: str) -> None:
-        server = EtcdServer(self._settings, address)
+        server = EtcdProcess(self._settings, address)
         began = time.monotonic()
         try:
             server.start()
@@ -80,7 +80,7 @@ class Supervisor:
         self._started_at = time.monotonic()
         self._health_at = self._started_at + _HEALTH_SECONDS
 
-    def _check(self, server: EtcdServer, address: str) -> None:
+    def _check(self, server: EtcdProcess, address: str) -> None:
         reason = self._fault(server, address)
         if reason:
             server.stop()
@@ -89,7 +89,7 @@ class Supervisor:
                 self._pause = 0.0
             self._failed(f"the Swarm's store on this host is started again: {reason}")
 
-    def _fault(self, server: EtcdServer, address: str) -> str:
+    def _fault(self, server: EtcdProcess, address: str) -> str:
         """Return why the server must be started again, if it must."""
         if not server.alive():
             return "etcd has died"

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_interface
 from typing import Any, Final, TypeAlias
 
-from driver.control import Offer, ServiceRecord
-from driver.values import Address, NetworkId
+from driver.wish.records import Offer, ServiceRecord
+from driver.wish.values import Address, NetworkId
 
 Object: TypeAlias = Mapping[str, Any]
 

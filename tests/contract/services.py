@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from driver.model import Subnet
-from driver.service import Attachment, Route
-from driver.values import Address, Interface, Mac, mac_of
-from ipam.service import AddressLease, AddressSpaces, Capabilities, PoolLease
+from driver.overlay import Attachment, Route
+from driver.wish.model import Subnet
+from driver.wish.values import Address, Interface, Mac, mac_of
+from ipam.manager import AddressLease, AddressSpaces, Capabilities, PoolLease
 
 
 class FakeNetworks:

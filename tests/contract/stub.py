@@ -11,9 +11,9 @@ import time
 
 from flask import Flask
 
-from driver.errors import StoreError
-from driver.service import Attachment
-from driver.values import Address
+from driver.overlay import Attachment
+from driver.wish.errors import DiskError
+from driver.wish.values import Address
 from plugin import logs, server, settings
 from plugin.app import create_app
 from tests.contract.services import FakeAddresses, FakeNetworks
@@ -48,7 +48,7 @@ class StubRuntime:
 
     def start(self) -> Flask:
         if (self._state_dir / "damaged").exists():
-            raise StoreError("state.json: it is damaged; move it away")
+            raise DiskError("state.json: it is damaged; move it away")
         print(f"runtime started in {os.getpid()}", flush=True)
         return create_app(_Networks(self._restart), FakeAddresses())
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import driver.errors
+import driver.wish.errors
 import ipam.errors
-from driver.errors import DriverError
+from driver.wish.errors import DriverError
 from ipam.errors import IpamError
 from plugin.app import create_app
 from plugin.errors import STATUS, status_of
@@ -28,10 +28,10 @@ EVERY = [*tree(DriverError), *tree(IpamError)]
 
 
 def test_the_trees_are_found() -> None:
-    assert {driver.errors.DeadlineExceeded, ipam.errors.Exhausted} <= set(EVERY)
+    assert {driver.wish.errors.DeadlineExceeded, ipam.errors.Exhausted} <= set(EVERY)
 
 
-@pytest.mark.parametrize("error", [e for e in EVERY if e.__module__ in ("driver.errors", "ipam.errors")])
+@pytest.mark.parametrize("error", [e for e in EVERY if e.__module__ in ("driver.wish.errors", "ipam.errors")])
 def test_every_class_of_the_trees_has_a_rule_of_its_own(error: type[Exception]) -> None:
     """Whoever adds an error decides what it means to the engine's user."""
     assert error in STATUS
@@ -46,7 +46,7 @@ def test_no_error_is_a_404(error: type[Exception]) -> None:
 
 
 def test_a_class_without_a_rule_has_its_bases() -> None:
-    class TooBig(driver.errors.BadRequest):
+    class TooBig(driver.wish.errors.BadRequest):
         pass
 
     assert status_of(TooBig("x")) == 400
@@ -66,7 +66,9 @@ def test_what_nobody_foresaw_shows_a_reference_only(caplog: pytest.LogCaptureFix
 
 def test_an_expected_failure_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """Method, status and sentence; no traceback."""
-    client = create_app(FakeNetworks(driver.errors.Conflict("vni 7 is taken")), FakeAddresses()).test_client()
+    client = create_app(
+        FakeNetworks(driver.wish.errors.Conflict("vni 7 is taken")), FakeAddresses()
+    ).test_client()
     client.post("/NetworkDriver.CreateNetwork", data=json.dumps(sample("NetworkDriver.CreateNetwork")))
     assert [r.getMessage() for r in caplog.records] == ["NetworkDriver.CreateNetwork: 409 vni 7 is taken"]
     assert [r.exc_info for r in caplog.records] == [None]

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from driver.control.memory import MemoryControlPlane
-from driver.disk import MemoryDisk
-from driver.engine import Engine
-from driver.model import Host, Underlay
-from driver.peering import Peering
-from driver.service import OverlayService
-from driver.state import State
-from driver.store import Store
-from driver.values import NodeId
-from ipam.service import IpamService
-from ipam.store import FileStore
+from driver.cluster.memory import MemoryControlPlane
+from driver.cluster.peering import Peering
+from driver.overlay import Overlay
+from driver.reconcile.networks import NetworkReconciler
+from driver.wish.disk import MemoryDisk
+from driver.wish.model import Host, Underlay
+from driver.wish.state import State
+from driver.wish.values import NodeId
+from driver.wish.wish import Wish
+from ipam.disk import LeaseFile
+from ipam.manager import AddressManager
 from plugin.app import create_app
 from tests.contract.engine import accept, refusal
 from tests.contract.test_recordings import RECORDINGS, recorded
@@ -35,23 +35,23 @@ class Program:
 
     def __init__(self, folder: Path, scope: str) -> None:
         vtep = ip_address("192.0.2.1")
-        self.store = Store(MemoryDisk(State(Host(NodeId("node"), vtep))))
+        self.wish = Wish(MemoryDisk(State(Host(NodeId("node"), vtep))))
         self.kernel = FakeKernel()
         self.kernel.underlays = {
             ip_address(a): Underlay("eth0", 1500) for a in ("192.0.2.1", "10.77.0.1", "10.77.0.2")
         }
-        self.engine = Engine(self.store, self.kernel)
-        self.peering = Peering(self.store, MemoryControlPlane(NodeId("node")))
+        self.reconciler = NetworkReconciler(self.wish, self.kernel)
+        self.peering = Peering(self.wish, MemoryControlPlane(NodeId("node")))
         # The recorded hosts' addresses are announced in the recordings; one VTEP serves them all here.
-        self.overlay = OverlayService(self.store, self.engine, self.peering, scope=scope, fixed_vtep=True)
-        self.ipam = IpamService(FileStore(folder / "ipam.json"), tuple, self.overlay.in_use)
-        self.engine.start()
+        self.overlay = Overlay(self.wish, self.reconciler, self.peering, scope=scope, fixed_vtep=True)
+        self.ipam = AddressManager(LeaseFile(folder / "ipam.json"), tuple, self.overlay.in_use)
+        self.reconciler.start()
         self.peering.start()
         self.client = create_app(self.overlay, self.ipam).test_client()
 
     def stop(self) -> None:
         self.peering.stop(leave=True)
-        self.engine.stop()
+        self.reconciler.stop()
 
     def post(self, method: str, request: Any, headers: dict[str, str]) -> tuple[int, bytes]:
         body = b"" if request is None else json.dumps(request).encode() + b"\n"
@@ -104,7 +104,7 @@ def test_every_call_succeeds_once_foreign_options_are_gone(path: Path, program: 
             pool_ids[call["res"]["PoolID"]] = answer["PoolID"]
     if "standalone" in path.stem:
         assert list(program.kernel.namespaces()) == [], "the recording ends with everything removed"
-        assert program.store.state.networks == {}
+        assert program.wish.state.networks == {}
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)

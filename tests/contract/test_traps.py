@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from driver.errors import DriverError, NotFound
-from driver.model import Subnet
+from driver.wish.errors import DriverError, NotFound
+from driver.wish.model import Subnet
 from ipam.errors import Exhausted
 from plugin.app import create_app
 from plugin.wire import Answer

@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from driver.errors import KernelError
 from driver.kernel import HOST
-from driver.model import Underlay
-from driver.objects import (
+from driver.kernel.objects import (
     FLOOD_MAC,
     Bridge,
     BridgeAddress,
@@ -34,8 +32,10 @@ from driver.objects import (
     Vxlan,
     parent,
 )
-from driver.plan import Op, Set
-from driver.values import Address, Mac, Prefix, Vni
+from driver.kernel.ops import Op, Set
+from driver.wish.errors import KernelError
+from driver.wish.model import Underlay
+from driver.wish.values import Address, Mac, Prefix, Vni
 
 _T = TypeVar("_T", Namespace, Bridge, BridgeAddress, Vxlan, Port, FdbEntry, Neighbour, Shortcut)
 
@@ -79,7 +79,7 @@ class FakeKernel:
     def namespaces(self) -> Collection[str]:
         return sorted(key[1] for key in self.objects if key[0] == Kind.NAMESPACE)
 
-    def read(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
+    def read_place(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
         if self._read_failures:
             number = self._read_failures.pop(0)
             raise KernelError(f"cannot read {namespace}: {os.strerror(number)}", number)
@@ -112,7 +112,7 @@ class FakeKernel:
     def underlay(self, vtep: Address | None) -> Underlay | None:
         return self.underlays.get(vtep)
 
-    def wait(self, timeout: float, wake: int) -> Collection[str]:
+    def await_news(self, timeout: float, wake: int) -> Collection[str]:
         self._wake = wake
         if not self._news:
             select.select([wake], [], [], timeout)

@@ -7,9 +7,9 @@ import os
 import select
 from collections.abc import Mapping, Sequence
 
-from driver.errors import KernelError
-from driver.objects import Balancer, KernelState, Key, Services
-from driver.plan import Delete, Op, Set
+from driver.kernel.objects import Balancer, KernelState, Key, Services
+from driver.kernel.ops import Delete, Op, Set
+from driver.wish.errors import KernelError
 
 
 class FakeSandboxes:
@@ -24,7 +24,7 @@ class FakeSandboxes:
         self._news = False
         self._wake: int | None = None
 
-    def read(self, sandbox: str) -> KernelState:
+    def read_sandbox(self, sandbox: str) -> KernelState:
         found = self.there.get(sandbox, {})
         self._read[sandbox] = dict(found)
         return dict(found)
@@ -46,7 +46,7 @@ class FakeSandboxes:
             self._read[obj.sandbox] = dict(self.there.get(obj.sandbox, {}))
         return failures
 
-    def wait(self, timeout: float, wake: int) -> bool:
+    def await_news(self, timeout: float, wake: int) -> bool:
         self._wake = wake
         if not self._news:
             select.select([wake], [], [], timeout)

@@ -24,17 +24,17 @@ from typing import Any
 from unittest.mock import ANY
 
 import plugin.wiring
-from driver.control import EndpointRecord, NodeRecord
-from driver.control.records import ROOT, encode_endpoint, encode_node, endpoint_key, node_key
-from driver.disk import FileDisk
-from driver.engine import Engine
+from driver.cluster.ledger.codec import ROOT, encode_endpoint, encode_node, endpoint_key, node_key
 from driver.kernel import netns
-from driver.model import Host
-from driver.state import State
-from driver.values import EndpointId, Mac, NetworkId, NodeId
+from driver.reconcile.networks import NetworkReconciler
+from driver.wish.disk import WishFile
+from driver.wish.model import Host
+from driver.wish.records import EndpointRecord, NodeRecord
+from driver.wish.state import State
+from driver.wish.values import EndpointId, Mac, NetworkId, NodeId
 from plugin.settings import Settings, load
 from plugin.wiring import Runtime
-from tests.control.harness import EtcdMember, b64, start_members
+from tests.cluster.harness import EtcdMember, b64, start_members
 from tests.faults.points import KILLED, Points
 from tests.faults.story import (
     FIRST,
@@ -114,9 +114,9 @@ class Life:
 
     def settle(self) -> None:
         """Wait until what was said last is done, here and in the store."""
-        _, revision = self.runtime._store.snapshot()
-        for network in list(self.runtime._store.state.networks):
-            self.runtime._engine.wait(network, revision, 10)
+        _, revision = self.runtime._wish.snapshot()
+        for network in list(self.runtime._wish.state.networks):
+            self.runtime._networks.wait_applied(network, revision, 10)
         deadline = time.monotonic() + 5
         while not self.runtime._peering.wait_published(1) and time.monotonic() < deadline:
             time.sleep(0.01)  # it answers at once while there is no connection yet
@@ -217,7 +217,7 @@ class Bench:
         self.count += 1
         folder = self.folder / f"t{self.count}"
         (folder / "state").mkdir(parents=True)
-        FileDisk(folder / "state" / "state.json").save(State(Host(NodeId("node"), VTEP)))
+        WishFile(folder / "state" / "state.json").save(State(Host(NodeId("node"), VTEP)))
         self.member.call("kv/deleterange", key=b64(ROOT), range_end=b64(ROOT[:-1] + "0"))
         for key, value in (
             (node_key(PEER), encode_node(NodeRecord(PEER, ip_address("192.0.2.2")))),
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str]) -> int:
     subprocess.run("ip link add eth0 type bridge; ip link set eth0 up", shell=True, check=True)
     subprocess.run(["ip", "address", "add", f"{VTEP}/24", "dev", "eth0"], check=True)
     # The audit is what notices what no call tells of.
-    setattr(plugin.wiring, "Engine", partial(Engine, audit_interval=0.3))  # noqa: B010 -- not exported
+    setattr(plugin.wiring, "Engine", partial(NetworkReconciler, audit_interval=0.3))  # noqa: B010 -- not exported
     bench = Bench(Path(etcd), Path(folder), beside="beside" in names)
     bad = 0
     try:

@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from driver.control import View
-from driver.control.etcd import EtcdControlPlane
-from driver.control.tls import TlsSessions
+from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.tls import TlsSessions
 from driver.swarm.identity import swarm_credentials
-from driver.values import NodeId
-from tests.control.harness import NET, Host, endpoint
+from driver.wish.records import View
+from driver.wish.values import NodeId
+from tests.cluster.harness import NET, Host, endpoint
 
 
 def say(view: View) -> None:

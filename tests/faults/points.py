@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from driver.control.etcd_client import EtcdClient
-from driver.control.memory import MemoryStore
+from driver.cluster.etcd.client import EtcdClient
+from driver.cluster.memory import MemoryStore
 from driver.kernel import netns
-from driver.kernel.wire import Channel
+from driver.kernel.netlink.socket import Channel
 
 KILLED = 137
 """The exit status of who died at a fault point."""

@@ -10,23 +10,24 @@ from typing import Any, Protocol
 
 from flask.testing import FlaskClient
 
-from driver.control import ControlPlane
-from driver.control.memory import MemoryControlPlane, MemoryStore
-from driver.desired import desired, namespace_name
-from driver.disk import Disk, MemoryDisk
-from driver.engine import Engine
+from driver.cluster.backend import ControlPlane
+from driver.cluster.memory import MemoryControlPlane, MemoryStore
+from driver.cluster.peering import Peering
 from driver.kernel import Kernel
-from driver.kernel.netlink import NetlinkKernel
-from driver.model import Host as HostRecord
-from driver.model import Underlay
-from driver.objects import KernelState
-from driver.peering import Peering
-from driver.service import OverlayService
-from driver.state import State
-from driver.store import Store
-from driver.values import NetworkId, NodeId
-from ipam.service import IpamService
-from ipam.store import FileStore
+from driver.kernel.host import NetlinkKernel
+from driver.kernel.names import namespace_name
+from driver.kernel.objects import KernelState
+from driver.overlay import Overlay
+from driver.reconcile.desired import desired
+from driver.reconcile.networks import NetworkReconciler
+from driver.wish.disk import Disk, MemoryDisk
+from driver.wish.model import Host as HostRecord
+from driver.wish.model import Underlay
+from driver.wish.state import State
+from driver.wish.values import NetworkId, NodeId
+from driver.wish.wish import Wish
+from ipam.disk import LeaseFile
+from ipam.manager import AddressManager
 from plugin.app import create_app
 from tests.fakes.kernel import FakeKernel
 from tests.kernel.hosts import Host
@@ -40,7 +41,7 @@ class Ground(Protocol):
 
     kernel: Kernel
 
-    def read(self, namespace: str) -> KernelState:
+    def read_place(self, namespace: str) -> KernelState:
         """Read a namespace from another thread than the engine's."""
 
     def leftovers(self) -> list[str]:
@@ -55,7 +56,7 @@ class FakeGround:
         self.fake.underlays = {VTEP: UNDERLAY}
         self.kernel: Kernel = self.fake
 
-    def read(self, namespace: str) -> KernelState:
+    def read_place(self, namespace: str) -> KernelState:
         return {key: obj for key, obj in self.fake.objects.copy().items() if key[1] == namespace}
 
     def leftovers(self) -> list[str]:
@@ -72,10 +73,10 @@ class RealGround:
         self.host.run(f"ip address add {VTEP}/24 dev eth0")
         self.kernel: Kernel = self.host.kernel
 
-    def read(self, namespace: str) -> KernelState:
+    def read_place(self, namespace: str) -> KernelState:
         kernel = self.host.inside(lambda: NetlinkKernel(self.host.directory))
         try:
-            return kernel.read(namespace)
+            return kernel.read_place(namespace)
         finally:
             kernel.close()  # an open socket would keep the namespace
 
@@ -96,13 +97,13 @@ class Program:
     ) -> None:
         self.ground = ground
         self.cluster = MemoryStore()
-        self.store = Store(disk or MemoryDisk(State(HostRecord(NodeId("node"), VTEP))))
-        self.engine = Engine(self.store, ground.kernel)
+        self.wish = Wish(disk or MemoryDisk(State(HostRecord(NodeId("node"), VTEP))))
+        self.reconciler = NetworkReconciler(self.wish, ground.kernel)
         control = control or MemoryControlPlane(NodeId("node"), self.cluster)
-        self.peering = Peering(self.store, control)
-        self.overlay = OverlayService(self.store, self.engine, self.peering, scope="local")
-        self.ipam = IpamService(FileStore(folder / "ipam.json"), tuple, self.overlay.in_use)
-        self.engine.start()
+        self.peering = Peering(self.wish, control)
+        self.overlay = Overlay(self.wish, self.reconciler, self.peering, scope="local")
+        self.ipam = AddressManager(LeaseFile(folder / "ipam.json"), tuple, self.overlay.in_use)
+        self.reconciler.start()
         self.peering.start()
         self.app = create_app(self.overlay, self.ipam)
         self.answers: list[tuple[str, int, str]] = []
@@ -110,7 +111,7 @@ class Program:
 
     def stop(self) -> None:
         self.peering.stop(leave=True)
-        self.engine.stop()
+        self.reconciler.stop()
 
     def call(self, method: str, body: Any, *, empty: bool = False) -> tuple[int, str]:
         """Call as the engine does, from any thread; *empty* as in its retries."""
@@ -127,15 +128,15 @@ class Program:
 
     def quiet(self) -> None:
         """Wait until kernel and store have all that was said."""
-        state, revision = self.store.snapshot()
+        state, revision = self.wish.snapshot()
         for network in state.networks:
-            self.engine.wait(network, revision, 30)
+            self.reconciler.wait_applied(network, revision, 30)
         assert self.peering.wait_published(10)
 
     def kernel_and_wish(self, networks: Sequence[str]) -> tuple[KernelState, KernelState]:
         """What is there for *networks* and what should be."""
         names = [namespace_name(NetworkId(network)) for network in networks]
-        have = {k: o for name in names for k, o in self.ground.read(name).items()}
-        state, shortcuts = self.store.state, self.engine.shortcuts
+        have = {k: o for name in names for k, o in self.ground.read_place(name).items()}
+        state, shortcuts = self.wish.state, self.reconciler.shortcuts
         wishes = [desired(state, NetworkId(n), UNDERLAY, shortcuts=shortcuts) for n in networks]
         return have, {k: o for wish in wishes for k, o in wish.items()}

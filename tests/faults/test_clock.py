@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from driver.control.etcd import EtcdControlPlane
-from driver.control.tls import TlsSessions
-from driver.swarm.etcd_server import EtcdServer
-from driver.values import NodeId
-from tests.control.harness import Host, endpoint, wait_until
-from tests.control.pki import Authority
-from tests.control.relay import Relay
-from tests.control.test_swarm_tls import serve
+from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.tls import TlsSessions
+from driver.swarm.etcd_process import EtcdProcess
+from driver.wish.values import NodeId
+from tests.cluster.harness import Host, endpoint, wait_until
+from tests.cluster.pki import Authority
+from tests.cluster.relay import Relay
+from tests.cluster.test_swarm_tls import serve
 from tests.e2e.containers import NOTHING, eventually, ours
 from tests.e2e.test_standalone import network, run, serving
 from tests.faults.clock import DAY, Clock
@@ -95,14 +95,14 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @pytest.fixture
-def store(authority: Authority, tmp_path: Path) -> Iterator[EtcdServer]:
+def store(authority: Authority, tmp_path: Path) -> Iterator[EtcdProcess]:
     server = serve(etcd_binary(), authority.credentials("m1"), tmp_path / "etcd")
     yield server
     server.stop()
 
 
 @pytest.fixture
-def other(authority: Authority, store: EtcdServer) -> Iterator[Host]:
+def other(authority: Authority, store: EtcdProcess) -> Iterator[Host]:
     sessions = TlsSessions(authority.credentials("b", "swarm-worker"))
     host = Host("b", EtcdControlPlane(NodeId("b"), lambda: [store.url], sessions)).start()
     yield host
@@ -110,7 +110,7 @@ def other(authority: Authority, store: EtcdServer) -> Iterator[Host]:
 
 
 @pytest.fixture
-def peer(authority: Authority, store: EtcdServer, tmp_path: Path) -> Iterator[Peer]:
+def peer(authority: Authority, store: EtcdProcess, tmp_path: Path) -> Iterator[Peer]:
     made = Peer(tmp_path, int(store.url.rpartition(":")[2]), authority)
     yield made
     made.end()

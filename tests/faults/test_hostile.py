@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from driver.disk import FileDisk
-from driver.errors import StoreError
-from driver.model import Host as HostRecord
-from driver.state import State
-from driver.store import Store
-from driver.values import NodeId
-from ipam.store import FileStore
+from driver.wish.disk import WishFile
+from driver.wish.errors import DiskError
+from driver.wish.model import Host as HostRecord
+from driver.wish.state import State
+from driver.wish.values import NodeId
+from driver.wish.wish import Wish
+from ipam.disk import LeaseFile
 from tests.faults.program import VTEP, Program, RealGround
 from tests.faults.test_races import NETWORKS, body, call, end_all, endpoint
 
@@ -30,7 +30,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
-    FileDisk(folder / "state.json").save(State(HostRecord(NodeId("node"), VTEP)))
+    WishFile(folder / "state.json").save(State(HostRecord(NodeId("node"), VTEP)))
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
@@ -45,7 +45,7 @@ def ground(tmp_path: Path) -> Iterator[RealGround]:
 @pytest.fixture
 def program(ground: RealGround, disk: Path) -> Iterator[Program]:
     """A program with one network in use, which must stay as it is whatever happens."""
-    made = Program(disk, ground, disk=FileDisk(disk / "state.json"))
+    made = Program(disk, ground, disk=WishFile(disk / "state.json"))
     for name in ("CreateNetwork", "CreateEndpoint", "Join"):
         call(made, name, 0)
     made.quiet()
@@ -106,8 +106,8 @@ def test_disk(program: Program, disk: Path, spoil: Callable[[Path], Callable[[],
         assert status == 500
         assert "ipam.json" in text
         assert not list(disk.glob("*.new"))
-        assert Store(FileDisk(disk / "state.json")).state.networks, "a start must not need to write"
-        assert FileStore(disk / "ipam.json").load() is None
+        assert Wish(WishFile(disk / "state.json")).state.networks, "a start must not need to write"
+        assert LeaseFile(disk / "ipam.json").load() is None
         for name in ("Leave", "DeleteEndpoint", "DeleteNetwork"):  # the engine says these once
             call(program, name, 0)
         program.quiet()
@@ -123,11 +123,11 @@ def test_truncated_state(disk: Path, size: int) -> None:
     path = disk / "state.json"
     os.truncate(path, min(size, path.stat().st_size - 2))
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"state\.json is damaged.*move it away"):
-        Store(FileDisk(path))
+    with pytest.raises(DiskError, match=r"state\.json is damaged.*move it away"):
+        Wish(WishFile(path))
     assert path.read_bytes() == before
     path.unlink()
-    Store(FileDisk(path))
+    Wish(WishFile(path))
 
 
 def test_out_of_file_descriptors(program: Program) -> None:

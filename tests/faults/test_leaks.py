@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from driver.control.etcd import EtcdControlPlane
-from driver.disk import FileDisk
-from driver.model import Host
-from driver.state import State
-from driver.values import NodeId
-from tests.control.harness import EtcdMember, running, start_members
+from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.wish.disk import WishFile
+from driver.wish.model import Host
+from driver.wish.state import State
+from driver.wish.values import NodeId
+from tests.cluster.harness import EtcdMember, running, start_members
 from tests.faults.program import VTEP, Program, RealGround
 from tests.faults.story import GIVE_BACK, NETWORK, TAKE, attach, create, detach, remove
 from tests.lab import etcd_binary
@@ -29,7 +29,7 @@ WARM_UP = 20
 def test_nothing_grows(tmp_path: Path) -> None:
     with running(start_members(etcd_binary(), tmp_path / "etcd", 1)) as (member,):
         ground = RealGround(tmp_path)
-        disk = FileDisk(tmp_path / "state.json")
+        disk = WishFile(tmp_path / "state.json")
         disk.save(State(Host(NodeId("node"), VTEP)))
         plane = EtcdControlPlane(NodeId("node"), lambda: [member.url])
         program = Program(tmp_path, ground, disk=disk, control=plane)
@@ -57,7 +57,7 @@ def _measure(program: Program, ground: RealGround, member: EtcdMember) -> None:
     assert program.peering.wait_published(10)
     assert [key for key in member.dump() if "endpoints" in key] == []
     assert not program.ipam.state.pools
-    assert (program.store.state.networks, program.store.state.endpoints) == ({}, {})
+    assert (program.wish.state.networks, program.wish.state.endpoints) == ({}, {})
 
 
 def _cycle(program: Program, number: int) -> None:

@@ -61,7 +61,7 @@ def end_all(program: Program, nets: int = 3, eps: int = 5) -> None:
             for name in ("Leave", "DeleteEndpoint"):
                 call(program, name, net, ep)
         call(program, "DeleteNetwork", net)
-    state = program.store.state
+    state = program.wish.state
     assert (state.networks, state.endpoints, state.joining) == ({}, {}, {})
     assert program.peering.wait_published(10)
     assert [key for key in program.cluster.dump() if "endpoints" in key] == []

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from driver.kernel import links, netns
-from driver.kernel.netlink import NetlinkKernel
-from driver.kernel.wire import Channel
+from driver.kernel import netns
+from driver.kernel.host import NetlinkKernel
+from driver.kernel.netlink import links
+from driver.kernel.netlink.socket import Channel
 
 _IGNORED = ("lo", "eth0")
 
@@ -25,7 +26,9 @@ def snapshot(folder: Path, sandbox: int | None, store: dict[str, str]) -> dict[s
             "sandbox": _devices(netns.inside(sandbox, Channel.here)) if sandbox is not None else {},
             "pins": [n for n in names if netns.is_pin(pins / n) or not _known(n, state)],
             "devices": {name: _pinned(pins / name) for name in names if netns.is_pin(pins / name)},
-            "objects": {n: sorted(map(str, found.values())) for n in names if (found := kernel.read(n))},
+            "objects": {
+                n: sorted(map(str, found.values())) for n in names if (found := kernel.read_place(n))
+            },
             "files": sorted(p.name for p in (folder / "state").glob("*")),
             "state": state,
             "ipam": _ipam(folder / "state" / "ipam.json"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from driver.kernel import netns
-from driver.kernel.netlink import NetlinkKernel
+from driver.kernel.host import NetlinkKernel
 
 _T = TypeVar("_T")
 

@@ -11,20 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address, ip_interface, ip_network
 
-from driver.balancing import Balancing
-from driver.control.memory import MemoryControlPlane, MemoryStore
-from driver.desired import container_name
-from driver.disk import MemoryDisk
-from driver.engine import Engine
+from driver.cluster.memory import MemoryControlPlane, MemoryStore
+from driver.cluster.peering import Peering
 from driver.kernel import netns
-from driver.kernel.sandboxes import NetlinkSandboxes
-from driver.model import Host as HostState
-from driver.model import Subnet
-from driver.peering import Peering
-from driver.service import OverlayService
-from driver.state import State
-from driver.store import Store
-from driver.values import EndpointId, NodeId
+from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.kernel.names import container_name
+from driver.overlay import Overlay
+from driver.reconcile.networks import NetworkReconciler
+from driver.reconcile.sandboxes import SandboxReconciler
+from driver.wish.disk import MemoryDisk
+from driver.wish.model import Host as HostState
+from driver.wish.model import Subnet
+from driver.wish.state import State
+from driver.wish.values import EndpointId, NodeId
+from driver.wish.wish import Wish
 from tests.kernel.hosts import Host, Space, eventually
 
 _NO_PMTU_DISCOVERY = (socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT: Python has no names
@@ -36,42 +36,42 @@ class Machine:
     def __init__(self, host: Host, number: int, cluster: MemoryStore) -> None:
         self.host = host
         self.vtep = ip_address(f"192.0.2.{number}")
-        self.store = Store(MemoryDisk(State(HostState(NodeId(f"node{number}"), self.vtep))))
-        self.engine = Engine(self.store, host.kernel, audit_interval=3600)
-        self.balancing = Balancing(
-            self.store, NetlinkSandboxes(), wait_rows=self.engine.wait_round, audit_interval=0.2
+        self.wish = Wish(MemoryDisk(State(HostState(NodeId(f"node{number}"), self.vtep))))
+        self.reconciler = NetworkReconciler(self.wish, host.kernel, audit_interval=3600)
+        self.sandboxes = SandboxReconciler(
+            self.wish, NetlinkSandboxes(), wait_rows=self.reconciler.wait_tried, audit_interval=0.2
         )
-        self.peering = Peering(self.store, MemoryControlPlane(self.store.state.host.id, cluster))
-        self.service = OverlayService(self.store, self.engine, self.peering, scope="global")
+        self.peering = Peering(self.wish, MemoryControlPlane(self.wish.state.host.id, cluster))
+        self.overlay = Overlay(self.wish, self.reconciler, self.peering, scope="global")
         self.containers: list[Space] = []
 
     def start(self) -> None:
-        self.engine.start()
-        self.balancing.start()
+        self.reconciler.start()
+        self.sandboxes.start()
         self.peering.start()
 
     def create(self, network: str, prefix: str, vni: int) -> None:
         """Make a network whose gateway is the first address."""
         parsed = ip_network(prefix)
-        self.service.create_network(network, {"vni": str(vni)}, [Subnet(parsed, parsed[1])], internal=False)
+        self.overlay.create_network(network, {"vni": str(vni)}, [Subnet(parsed, parsed[1])], internal=False)
 
     def attach(self, network: str, address: str, length: int = 24) -> Space:
         """Start a container, as the engine does."""
         endpoint = endpoint_id(network, address)
-        self.service.create_endpoint(network, endpoint, [ip_interface(f"{address}/{length}")], None, {})
+        self.overlay.create_endpoint(network, endpoint, [ip_interface(f"{address}/{length}")], None, {})
         space = Space(netns.create())
         # As the engine has it in a network without IPv6; what IPv6 says at first would teach bridges.
         space.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
         self.containers.append(space)
-        self.service.join(network, endpoint, space.path)
+        self.overlay.join(network, endpoint, space.path)
         self.host.run(f"ip link set {container_name(EndpointId(endpoint))} netns {space.path} name eth0")
         space.run(f"ip address add {address}/{length} dev eth0; ip link set eth0 up")
         return space
 
     def stop(self) -> None:
         self.peering.stop(leave=False)
-        self.balancing.stop()
-        self.engine.stop()
+        self.sandboxes.stop()
+        self.reconciler.stop()
         for space in self.containers:
             space.close()
 

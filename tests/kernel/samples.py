@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface
 
-from driver.objects import (
+from driver.kernel.objects import (
     FLOOD_MAC,
     Bridge,
     BridgeAddress,
@@ -18,7 +18,7 @@ from driver.objects import (
     Vxlan,
     index,
 )
-from driver.values import Mac, Vni
+from driver.wish.values import Mac, Vni
 
 NS = "pyoverlay-net1"
 PEER_MAC = Mac("02:42:0a:01:00:09")

@@ -14,13 +14,13 @@ from ipaddress import ip_address
 
 import pytest
 
-from driver.balancing import Balancing
-from driver.control import ServiceRecord
-from driver.errors import KernelError
-from driver.kernel.sandboxes import NetlinkSandboxes
-from driver.objects import Key
-from driver.plan import Op
-from driver.values import NetworkId
+from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.kernel.objects import Key
+from driver.kernel.ops import Op
+from driver.reconcile.sandboxes import SandboxReconciler
+from driver.wish.errors import KernelError
+from driver.wish.records import ServiceRecord
+from driver.wish.values import NetworkId
 from tests.kernel.hosts import Host, Space, eventually
 from tests.kernel.machine import Machine, Meter, endpoint_id, running
 
@@ -89,13 +89,13 @@ class World:
             ServiceRecord(NET, ip_address(vip), name, tuple(map(ip_address, backends)))
             for name, (vip, *backends) in services.items()
         )
-        self.one.store.update(lambda s: replace(s, offer={NET: records}))
+        self.one.wish.change(lambda s: replace(s, offer={NET: records}))
         assert eventually(lambda: all(self.heard(m) == records for m in (self.one, self.two)))
         for machine in (self.one, self.two):
-            assert machine.balancing.wait(machine.store.snapshot()[1], 5)
+            assert machine.sandboxes.wait_tried(machine.wish.snapshot()[1], 5)
 
     def heard(self, machine: Machine) -> frozenset[ServiceRecord] | None:
-        known = machine.store.state.services.get(NET)
+        known = machine.wish.state.services.get(NET)
         return None if known is None else frozenset(known.values())
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ def test_a_service_without_tasks_refuses_at_once(world: World) -> None:
 def test_a_task_that_ends_gets_nothing_more_before_the_leader_says_so(world: World) -> None:
     world.say(web=[VIP, *TASKS])
     gone = endpoint_id(NET, TASKS[2])
-    world.two.service.leave(NET, gone)
+    world.two.overlay.leave(NET, gone)
     began = time.monotonic()
     assert eventually(lambda: TASKS[2] not in world.client.run(f"nft list table ip {TABLE}"))
     assert time.monotonic() - began < 0.5
@@ -254,14 +254,14 @@ def test_tables_of_others_are_left_alone(world: World) -> None:
 
 def test_a_restart_takes_over_what_is_there(world: World) -> None:
     world.say(web=[VIP, *TASKS], none=[EMPTY])
-    world.one.balancing.stop()
+    world.one.sandboxes.stop()
     monitor = "timeout 1.5 nft monitor || true"
     told: list[str] = []
     watcher = threading.Thread(target=lambda: told.append(world.client.run(monitor)))
     watcher.start()
     time.sleep(0.3)
-    world.one.balancing = Balancing(world.one.store, NetlinkSandboxes(), audit_interval=0.2)
-    world.one.balancing.start()
+    world.one.sandboxes = SandboxReconciler(world.one.wish, NetlinkSandboxes(), audit_interval=0.2)
+    world.one.sandboxes.start()
     watcher.join()
     assert told == [""]
     world.say(web=[VIP, *TASKS[:1]])
@@ -270,10 +270,10 @@ def test_a_restart_takes_over_what_is_there(world: World) -> None:
 
 def test_while_nobody_has_said_anything_tables_stay(world: World) -> None:
     world.say(web=[VIP, *TASKS])
-    world.one.balancing.stop()
-    world.one.store.update(lambda s: replace(s, services={}))
-    world.one.balancing = Balancing(world.one.store, NetlinkSandboxes(), audit_interval=0.2)
-    world.one.balancing.start()
+    world.one.sandboxes.stop()
+    world.one.wish.change(lambda s: replace(s, services={}))
+    world.one.sandboxes = SandboxReconciler(world.one.wish, NetlinkSandboxes(), audit_interval=0.2)
+    world.one.sandboxes.start()
     time.sleep(0.5)
     assert tables(world.client) == [TABLE]
 
@@ -281,8 +281,8 @@ def test_while_nobody_has_said_anything_tables_stay(world: World) -> None:
 def test_who_leaves_takes_nothing_along(world: World) -> None:
     world.say(web=[VIP, *TASKS])
     assert tables(world.client) == [TABLE]
-    world.one.service.leave(NET, endpoint_id(NET, "10.1.0.2"))
-    world.one.service.delete_endpoint(NET, endpoint_id(NET, "10.1.0.2"))
+    world.one.overlay.leave(NET, endpoint_id(NET, "10.1.0.2"))
+    world.one.overlay.delete_endpoint(NET, endpoint_id(NET, "10.1.0.2"))
     assert eventually(lambda: tables(world.client) == [])
 
 

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from driver.kernel import Kernel
-from driver.objects import (
+from driver.kernel.objects import (
     FLOOD_MAC,
     Bridge,
     FdbEntry,
@@ -25,8 +25,9 @@ from driver.objects import (
     Row,
     Vxlan,
 )
-from driver.plan import Delete, Set, diff
-from driver.values import Mac, Vni, mac_of
+from driver.kernel.ops import Delete, Set
+from driver.reconcile.plan import diff
+from driver.wish.values import Mac, Vni, mac_of
 from tests.fakes.kernel import FakeKernel
 from tests.kernel.hosts import Host
 from tests.kernel.samples import NS, PEER_MAC, network
@@ -49,7 +50,7 @@ def kernel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kernel]:
 
 def build(kernel: Kernel, want: dict[Key, KernelObject]) -> None:
     assert kernel.apply(diff(want, {})) == {}
-    assert kernel.read(NS) == want
+    assert kernel.read_place(NS) == want
 
 
 def test_what_was_set_is_read_back(kernel: Kernel) -> None:
@@ -63,7 +64,7 @@ def test_a_tunnel_has_either_family_or_no_address_at_all(kernel: Kernel, local: 
 
 
 def test_a_namespace_that_does_not_exist_is_empty(kernel: Kernel) -> None:
-    assert kernel.read("pyoverlay-none") == {}
+    assert kernel.read_place("pyoverlay-none") == {}
     assert list(kernel.namespaces()) == []
 
 
@@ -71,7 +72,7 @@ def test_taking_all_down_leaves_nothing(kernel: Kernel) -> None:
     want = network()
     build(kernel, want)
     assert kernel.apply(diff({}, want)) == {}
-    assert kernel.read(NS) == {}
+    assert kernel.read_place(NS) == {}
     assert list(kernel.namespaces()) == []
 
 
@@ -79,7 +80,7 @@ def test_setting_twice_and_deleting_twice_is_no_error(kernel: Kernel) -> None:
     want = network()
     build(kernel, want)
     assert kernel.apply([Set(obj, obj) for obj in sorted(want.values(), key=lambda o: o.key)]) == {}
-    assert kernel.read(NS) == want
+    assert kernel.read_place(NS) == want
     for _ in range(2):
         deletes = [Delete(obj) for obj in sorted(want.values(), key=lambda o: o.key, reverse=True)]
         assert kernel.apply(deletes) == {}
@@ -113,7 +114,7 @@ def test_a_new_local_address_of_the_same_family_keeps_the_rows(kernel: Kernel) -
     vxlan = want[VXLAN]
     assert isinstance(vxlan, Vxlan)
     kernel.apply([Set(replace(vxlan, local=ip_address("192.0.2.3")), vxlan)])
-    assert kernel.read(NS) == network(local="192.0.2.3")
+    assert kernel.read_place(NS) == network(local="192.0.2.3")
 
 
 def test_a_new_vni_loses_the_rows_until_the_next_round(kernel: Kernel) -> None:
@@ -122,7 +123,7 @@ def test_a_new_vni_loses_the_rows_until_the_next_round(kernel: Kernel) -> None:
     vxlan = want[VXLAN]
     assert isinstance(vxlan, Vxlan)
     kernel.apply([Set(replace(vxlan, vni=Vni(7)), vxlan)])
-    assert not [key for key in kernel.read(NS) if key[0] in (Kind.FDB, Kind.NEIGHBOUR)]
+    assert not [key for key in kernel.read_place(NS) if key[0] in (Kind.FDB, Kind.NEIGHBOUR)]
 
 
 def test_rows_are_replaced_and_replication_rows_added(kernel: Kernel) -> None:
@@ -134,7 +135,7 @@ def test_rows_are_replaced_and_replication_rows_added(kernel: Kernel) -> None:
         Set(Neighbour(NS, "vx0", ip_address("10.1.0.9"), Mac("02:42:00:00:00:77"))),
     ]
     assert kernel.apply(ops) == {}
-    got = kernel.read(NS)
+    got = kernel.read_place(NS)
     for op in ops:
         assert got[op.want.key] == op.want
     assert len([key for key in got if key[0] == Kind.FDB and FLOOD_MAC in key[3]]) == 2
@@ -144,7 +145,7 @@ def test_of_the_rows_one_may_read_some(kernel: Kernel) -> None:
     want = network()
     build(kernel, want)
     others = {key: obj for key, obj in want.items() if not isinstance(obj, Row)}
-    assert kernel.read(NS, []) == others
+    assert kernel.read_place(NS, []) == others
     moved = FdbEntry(NS, "vx0", PEER_MAC, ip_address("192.0.2.77"))
     asked: list[Row] = [
         moved,
@@ -157,10 +158,10 @@ def test_of_the_rows_one_may_read_some(kernel: Kernel) -> None:
     ]
     there = {row.key: want[row.key] for row in asked if row.key in want}
     assert len(there) == 3
-    assert kernel.read(NS, asked) == {**others, **there}
+    assert kernel.read_place(NS, asked) == {**others, **there}
     assert kernel.apply([Set(moved)]) == {}
-    assert kernel.read(NS, asked) == {**others, **there, moved.key: moved}
-    assert kernel.read("pyoverlay-none", asked) == {}
+    assert kernel.read_place(NS, asked) == {**others, **there, moved.key: moved}
+    assert kernel.read_place("pyoverlay-none", asked) == {}
 
 
 def test_hundreds_of_rows_may_be_asked_for(kernel: Kernel) -> None:
@@ -169,7 +170,7 @@ def test_hundreds_of_rows_may_be_asked_for(kernel: Kernel) -> None:
     rows: list[Row] = [Neighbour(NS, "vx0", address, mac_of(address)) for address in addresses]
     rows += [FdbEntry(NS, "vx0", mac_of(address), ip_address("192.0.2.2")) for address in addresses]
     assert kernel.apply([Set(row) for row in rows[::2]]) == {}
-    found = {key: obj for key, obj in kernel.read(NS, rows).items() if isinstance(obj, Row)}
+    found = {key: obj for key, obj in kernel.read_place(NS, rows).items() if isinstance(obj, Row)}
     assert found == {row.key: row for row in rows[::2]}
 
 
@@ -178,7 +179,7 @@ def test_one_replication_row_goes_alone(kernel: Kernel) -> None:
     rows = [FdbEntry(NS, "vx0", FLOOD_MAC, ip_address(f"192.0.2.{n}")) for n in range(2, 6)]
     kernel.apply([Set(row) for row in rows])
     assert kernel.apply([Delete(rows[1]), Delete(rows[1])]) == {}
-    got = kernel.read(NS)
+    got = kernel.read_place(NS)
     assert [row.key in got for row in rows] == [True, False, True, True]
 
 
@@ -189,8 +190,8 @@ def test_without_its_parent_an_object_is_refused_and_the_others_are_not(kernel: 
     refused = {Kind.ADDRESS, Kind.VXLAN, Kind.PORT, Kind.FDB, Kind.NEIGHBOUR, Kind.SHORTCUT}
     assert set(failures) == {key for key in want if key[0] in refused}
     assert all(failure.errno == errno.ENODEV for failure in failures.values())
-    assert kernel.read(NS) == {(Kind.NAMESPACE, NS, "", ""): Namespace(NS)}
-    assert kernel.read("pyoverlay-net2") == other
+    assert kernel.read_place(NS) == {(Kind.NAMESPACE, NS, "", ""): Namespace(NS)}
+    assert kernel.read_place("pyoverlay-net2") == other
 
 
 def test_without_a_namespace_nothing_is_set_and_nothing_crashes(kernel: Kernel) -> None:
@@ -224,7 +225,7 @@ def test_a_port_that_the_engine_has_is_not_made_anew(kernel: Kernel) -> None:
     kernel.apply([Delete(port)])
     assert diff({PORT: handed_over}, {}) == []
     assert kernel.apply([Set(handed_over)])[PORT].errno == errno.ENODEV
-    assert PORT not in kernel.read(NS)
+    assert PORT not in kernel.read_place(NS)
 
 
 def test_a_port_that_the_engine_has_can_still_be_mended(kernel: Kernel) -> None:
@@ -232,7 +233,7 @@ def test_a_port_that_the_engine_has_can_still_be_mended(kernel: Kernel) -> None:
     port = network()[PORT]
     assert isinstance(port, Port)
     assert kernel.apply([Set(replace(port, create=False, alias="pyoverlay new"), port)]) == {}
-    assert kernel.read(NS)[PORT] == replace(port, alias="pyoverlay new")
+    assert kernel.read_place(NS)[PORT] == replace(port, alias="pyoverlay new")
 
 
 def test_ports_outlive_their_bridge(kernel: Kernel) -> None:
@@ -240,7 +241,7 @@ def test_ports_outlive_their_bridge(kernel: Kernel) -> None:
     build(kernel, want)
     bridge = want[BRIDGE]
     kernel.apply([Delete(bridge)])
-    left = kernel.read(NS)
+    left = kernel.read_place(NS)
     assert BRIDGE not in left
     assert not [key for key in left if key[0] == Kind.ADDRESS]
     port = left[PORT]

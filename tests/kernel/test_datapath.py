@@ -14,7 +14,7 @@ from ipaddress import IPv6Address, ip_address, ip_interface
 import pytest
 
 from driver.kernel import netns
-from driver.objects import (
+from driver.kernel.objects import (
     FLOOD_MAC,
     Bridge,
     BridgeAddress,
@@ -26,8 +26,8 @@ from driver.objects import (
     Vxlan,
     index,
 )
-from driver.plan import diff
-from driver.values import Address, Mac, Vni, bridge_mac, mac_of
+from driver.reconcile.plan import diff
+from driver.wish.values import Address, Mac, Vni, bridge_mac, mac_of
 from tests.kernel.hosts import Host, Space, eventually
 from tests.kernel.machine import Stream, datagrams
 
@@ -222,7 +222,7 @@ def test_the_underlays_mtu_is_lowered_under_streams_and_full_sized_datagrams(lab
         for machine, other in ((a, b), (b, a)):
             machine.host.run("ip link set u0 mtu 1400")
             kernel = machine.host.kernel
-            assert kernel.apply(diff(index(wish(machine, other, LOWER_MTU)), kernel.read(NS))) == {}
+            assert kernel.apply(diff(index(wish(machine, other, LOWER_MTU)), kernel.read_place(NS))) == {}
         assert [stream.flows() for stream in streams] == [True] * 4
     # The first one is answered with what fits; the way back has not learned that from the streams.
     for source in (near, far):
@@ -325,7 +325,7 @@ def test_multicast_over_ipv6_reaches_the_other_host(lab4: Lab) -> None:
 def test_traffic_goes_on_while_the_rows_are_set_again(lab4: Lab) -> None:
     a, b = lab4.machines
     for _ in range(20):
-        have = a.host.kernel.read(NS)
+        have = a.host.kernel.read_place(NS)
         assert (
             a.host.kernel.apply(diff(dict(have), {key: obj for key, obj in have.items() if key[0] < 5})) == {}
         )

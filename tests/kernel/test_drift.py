@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from driver.objects import Kind, Port
-from driver.plan import diff
+from driver.kernel.objects import Kind, Port
+from driver.reconcile.plan import diff
 from tests.kernel.hosts import Host, eventually
 from tests.kernel.samples import NS, network
 from tests.worlds import converge
@@ -80,7 +80,7 @@ def built(host: Host) -> Host:
 def test_a_change_by_hand_is_seen_and_mended(built: Host, change: str) -> None:
     built.overlay(NS).run(change)
     want = network()
-    assert diff(want, built.kernel.read(NS)), "nobody noticed"
+    assert diff(want, built.kernel.read_place(NS)), "nobody noticed"
     assert converge(built.kernel, want) == want
 
 
@@ -105,7 +105,7 @@ def test_a_pin_that_now_is_another_namespace_is_seen_and_mended(built: Host) -> 
     pin = built.directory / NS
     subprocess.run(["umount", "--lazy", str(pin)], check=True)
     subprocess.run(["unshare", "--net", "mount", "--bind", "/proc/self/ns/net", str(pin)], check=True)
-    assert [key[0] for key in built.kernel.read(NS)] == [Kind.NAMESPACE]
+    assert [key[0] for key in built.kernel.read_place(NS)] == [Kind.NAMESPACE]
     want = network()
     # The former namespace ends in the background, and its VNI is busy until then.
     assert eventually(lambda: converge(built.kernel, want) == want)
@@ -121,7 +121,7 @@ def test_what_others_made_is_neither_read_nor_deleted(built: Host) -> None:
         "ip link add dbg2 type veth peer name dbg3 && ip link set dbg2 master br0 up"
     )
     want = network()
-    assert built.kernel.read(NS) == want
+    assert built.kernel.read_place(NS) == want
     built.kernel.apply(diff({key: obj for key, obj in want.items() if key[0] == Kind.NAMESPACE}, want))
     left = {link["ifname"] for link in space.json("ip -j link")}
     assert {"dbg0", "dbg1", "dbg2", "dbg3"} <= left

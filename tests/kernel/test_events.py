@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from driver.kernel import HOST, Kernel
-from driver.model import Underlay
-from driver.objects import FLOOD_MAC, FdbEntry, Kind, Neighbour, Port, Row
-from driver.plan import Delete, Op, Set, diff
-from driver.values import Mac
+from driver.kernel.objects import FLOOD_MAC, FdbEntry, Kind, Neighbour, Port, Row
+from driver.kernel.ops import Delete, Op, Set
+from driver.reconcile.plan import diff
+from driver.wish.model import Underlay
+from driver.wish.values import Mac
 from tests.fakes.kernel import FakeKernel
 from tests.kernel.hosts import Host, Space
 from tests.kernel.samples import NS, PEER_MAC, network
@@ -56,7 +57,7 @@ def test_what_apply_did_is_no_news_after_the_read_that_follows(kernel: Kernel, w
     want = network()
     for wish in (want, network(mtu=1400), network(vni=7), want):
         assert converge(kernel, wish) == wish
-        assert kernel.wait(AT_ONCE, wake) == set()
+        assert kernel.await_news(AT_ONCE, wake) == set()
 
 
 def test_what_apply_did_is_no_news_after_a_read_of_it(kernel: Kernel, wake: int) -> None:
@@ -72,8 +73,8 @@ def test_what_apply_did_is_no_news_after_a_read_of_it(kernel: Kernel, wake: int)
     steps: list[list[Op]] = [[Set(row) for row in rows], [Delete(row) for row in rows]]
     for ops in steps:
         assert kernel.apply(ops) == {}
-        kernel.read(NS, rows)
-        assert kernel.wait(AT_ONCE, wake) == set()
+        kernel.read_place(NS, rows)
+        assert kernel.await_news(AT_ONCE, wake) == set()
 
 
 @pytest.mark.kernel
@@ -96,21 +97,21 @@ def test_a_read_of_some_rows_keeps_the_news_of_others(
         Neighbour(NS, "vx0", ip_address("10.1.0.9"), PEER_MAC),
         FdbEntry(NS, "vx0", FLOOD_MAC, ip_address("192.0.2.55")),
     ]
-    built.kernel.read(NS, rows)
-    built.kernel.read(NS, rows)
-    assert built.kernel.wait(AT_ONCE, wake) == ({NS} if told else set())
-    assert built.kernel.wait(AT_ONCE, wake) == set()
+    built.kernel.read_place(NS, rows)
+    built.kernel.read_place(NS, rows)
+    assert built.kernel.await_news(AT_ONCE, wake) == ({NS} if told else set())
+    assert built.kernel.await_news(AT_ONCE, wake) == set()
 
 
 def test_it_waits_as_long_as_told(kernel: Kernel, wake: int) -> None:
     start = time.monotonic()
-    assert kernel.wait(0.05, wake) == set()
+    assert kernel.await_news(0.05, wake) == set()
     assert 0.04 < time.monotonic() - start < 1
 
 
 def test_it_can_be_woken(kernel: Kernel, wake: int) -> None:
     os.eventfd_write(wake, 1)
-    assert kernel.wait(10, wake) == set()
+    assert kernel.await_news(10, wake) == set()
 
 
 def test_the_fake_one_tells_of_hands(wake: int) -> None:
@@ -118,13 +119,13 @@ def test_the_fake_one_tells_of_hands(wake: int) -> None:
     want = network()
     kernel.apply(diff(want, {}))
     kernel.lose((Kind.FDB, NS, "vx0", PEER_MAC))
-    assert kernel.wait(10, wake) == {NS}
-    assert kernel.wait(AT_ONCE, wake) == set()
+    assert kernel.await_news(10, wake) == {NS}
+    assert kernel.await_news(AT_ONCE, wake) == set()
     kernel.spoil(FdbEntry(NS, "vx0", PEER_MAC, ip_address("192.0.2.66")))
-    kernel.read(NS)
-    assert kernel.wait(AT_ONCE, wake) == set(), "the read has seen it"
+    kernel.read_place(NS)
+    assert kernel.await_news(AT_ONCE, wake) == set(), "the read has seen it"
     kernel.move_underlay(None, Underlay("eth0", 1400))
-    assert kernel.wait(10, wake) == {HOST}
+    assert kernel.await_news(10, wake) == {HOST}
 
 
 PORT_FLAGS = [
@@ -146,13 +147,13 @@ PORT_FLAGS = [
 @pytest.mark.parametrize("change", [*CHANGES, *PORT_FLAGS])
 def test_a_change_by_hand_is_told_and_mended(built: Host, wake: int, change: str) -> None:
     built.overlay(NS).run(change)
-    assert built.kernel.wait(1, wake) == {NS}
+    assert built.kernel.await_news(1, wake) == {NS}
     want = network()
-    assert diff(want, built.kernel.read(NS)), "nobody noticed"
+    assert diff(want, built.kernel.read_place(NS)), "nobody noticed"
     assert converge(built.kernel, want) == want
-    if built.kernel.wait(AT_ONCE, wake):  # the kernel tells of carriers later than of devices, once
-        assert built.kernel.read(NS) == want
-    assert built.kernel.wait(AT_ONCE, wake) == set()
+    if built.kernel.await_news(AT_ONCE, wake):  # the kernel tells of carriers later than of devices, once
+        assert built.kernel.read_place(NS) == want
+    assert built.kernel.await_news(AT_ONCE, wake) == set()
 
 
 @pytest.mark.kernel
@@ -167,10 +168,10 @@ def test_a_pin_changed_by_hand_is_told(built: Host, wake: int, removal: str) -> 
         pin.unlink()
     else:
         subprocess.run([*removal.split(), str(pin)], check=True)
-    assert built.kernel.wait(1, wake) == {NS}
+    assert built.kernel.await_news(1, wake) == {NS}
     if not removal.startswith("unshare"):
         assert converge(built.kernel, network()) == network()
-        assert built.kernel.wait(AT_ONCE, wake) == set()
+        assert built.kernel.await_news(AT_ONCE, wake) == set()
 
 
 @pytest.mark.kernel
@@ -185,9 +186,9 @@ def test_what_others_do_is_no_news(built: Host, wake: int) -> None:
         "ip link add dbg2 type veth peer name dbg3 && ip link set dbg2 master br0 up && ip link del dbg2"
     )
     built.run("ip link add stranger type bridge && ip link set stranger up && ip link del stranger")
-    built.kernel.read(NS)  # new devices get forwarding told of all
+    built.kernel.read_place(NS)  # new devices get forwarding told of all
     space.run("ip neigh del 10.1.0.77 dev br0; ip link set dbg1 mtu 1300; ip link del dbg0")
-    assert built.kernel.wait(0.2, wake) == set()
+    assert built.kernel.await_news(0.2, wake) == set()
 
 
 @pytest.mark.kernel
@@ -206,7 +207,7 @@ def test_a_containers_start_and_its_frames_are_no_news(built: Host, wake: int) -
             raw.send(b"\xff" * 6 + source + b"\x08\x06" + arp + bytes(6) + bytes([10, 1, 0, 1]))
     learnt = built.overlay(NS).json("bridge -j fdb show dev p0")
     assert len(learnt) > 1000
-    assert built.kernel.wait(0.2, wake) == set()
+    assert built.kernel.await_news(0.2, wake) == set()
     space.close()
 
 
@@ -214,8 +215,8 @@ def test_a_containers_start_and_its_frames_are_no_news(built: Host, wake: int) -
 def test_news_that_the_kernel_could_not_deliver_are_news(built: Host, wake: int) -> None:
     rows = [FdbEntry(NS, "vx0", PEER_MAC, ip_address("192.0.3.0") + n % 2) for n in range(5000)]
     built.kernel.apply([Set(row) for row in rows])
-    assert built.kernel.wait(1, wake) == {NS}
-    assert built.kernel.wait(AT_ONCE, wake) == set()
+    assert built.kernel.await_news(1, wake) == {NS}
+    assert built.kernel.await_news(AT_ONCE, wake) == set()
 
 
 @pytest.mark.kernel
@@ -223,7 +224,7 @@ def test_the_underlays_device_and_address_are_told(host: Host, wake: int) -> Non
     vtep = ip_address("192.0.2.1")
     host.run("ip link add u0 type veth peer name u1; ip address add 192.0.2.1/24 dev u0; ip link set u0 up")
     assert host.kernel.underlay(vtep) == Underlay("u0", 1500)
-    host.kernel.wait(AT_ONCE, wake)
+    host.kernel.await_news(AT_ONCE, wake)
     for change, expected in (
         ("ip link set u0 mtu 1400", Underlay("u0", 1400)),
         ("ip link set u0 down; ip link set u0 name v0; ip link set v0 up", Underlay("v0", 1400)),
@@ -232,20 +233,20 @@ def test_the_underlays_device_and_address_are_told(host: Host, wake: int) -> Non
         ("ip link del v0", None),
     ):
         host.run(change)
-        assert host.kernel.wait(1, wake) == {HOST}, change
+        assert host.kernel.await_news(1, wake) == {HOST}, change
         assert host.kernel.underlay(vtep) == expected
-        host.kernel.wait(AT_ONCE, wake)
+        host.kernel.await_news(AT_ONCE, wake)
 
 
 @pytest.mark.kernel
 def test_of_routes_only_the_default_ones_are_told(host: Host, wake: int) -> None:
     host.run("ip link add u0 type veth peer name u1; ip link set u0 up; ip address add 192.0.2.1/24 dev u0")
     host.kernel.underlay(None)
-    host.kernel.wait(AT_ONCE, wake)
+    host.kernel.await_news(AT_ONCE, wake)
     host.run("ip route add 10.9.0.0/16 via 192.0.2.254; ip route del 10.9.0.0/16")
-    assert host.kernel.wait(0.1, wake) == set()
+    assert host.kernel.await_news(0.1, wake) == set()
     host.run("ip route add default via 192.0.2.254")
-    assert host.kernel.wait(1, wake) == {HOST}
+    assert host.kernel.await_news(1, wake) == {HOST}
 
 
 @pytest.mark.kernel

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from driver.values import NetworkId
+from driver.wish.values import NetworkId
 from tests.kernel.hosts import Host, Space, eventually
 from tests.kernel.machine import Machine, Meter, endpoint_id, running
 
@@ -30,8 +30,8 @@ def end(machine: Machine, space: Space) -> None:
     """Stop the container with the address that moves."""
     machine.containers.remove(space)
     space.close()
-    machine.service.leave(NET, endpoint_id(NET, ADDRESS))
-    machine.service.delete_endpoint(NET, endpoint_id(NET, ADDRESS))
+    machine.overlay.leave(NET, endpoint_id(NET, ADDRESS))
+    machine.overlay.delete_endpoint(NET, endpoint_id(NET, ADDRESS))
 
 
 @pytest.mark.parametrize("direction", ["here", "away"])
@@ -46,10 +46,10 @@ def test_who_knew_it_before_reaches_it_at_once(machines: list[Machine], directio
     with Meter(client, ADDRESS) as ping:
         assert eventually(lambda: len(ping.sent) > 20 and not ping.outage)
     end(source, before)
-    assert eventually(lambda: ip_address(ADDRESS) not in here.store.state.peers.entries[NET])
+    assert eventually(lambda: ip_address(ADDRESS) not in here.wish.state.peers.entries[NET])
     target.attach(NET, ADDRESS)
-    assert eventually(lambda: target is here or ip_address(ADDRESS) in here.store.state.peers.entries[NET])
-    here.engine.wait(NET, here.store.snapshot()[1], 1)
+    assert eventually(lambda: target is here or ip_address(ADDRESS) in here.wish.state.peers.entries[NET])
+    here.reconciler.wait_applied(NET, here.wish.snapshot()[1], 1)
     with Meter(client, ADDRESS) as ping:
         time.sleep(0.3)
     assert len(ping.sent) > 20

@@ -13,12 +13,9 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from driver.errors import KernelError
-from driver.kernel.netlink import NetlinkKernel
-from driver.kernel.wire import Channel, Refused
-from driver.model import Underlay
-from driver.objects import (
-    TUNNEL_MTU,
+from driver.kernel.host import NetlinkKernel
+from driver.kernel.netlink.socket import Channel, Refused
+from driver.kernel.objects import (
     Bridge,
     BridgeAddress,
     FdbEntry,
@@ -30,8 +27,11 @@ from driver.objects import (
     Port,
     Vxlan,
 )
-from driver.plan import Delete, Set, diff
-from driver.values import mac_of
+from driver.kernel.ops import Delete, Set
+from driver.reconcile.plan import diff
+from driver.wish.errors import KernelError
+from driver.wish.model import Underlay
+from driver.wish.values import TUNNEL_MTU, mac_of
 from tests.kernel.hosts import Host, Space, eventually
 from tests.kernel.samples import NS, network
 from tests.worlds import converge
@@ -207,7 +207,7 @@ def test_the_namespace_really_ends(host: Host, space: Space) -> None:
 
 def test_a_restarted_process_reads_what_the_former_made(host: Host, space: Space) -> None:
     again = host.inside(lambda: NetlinkKernel(host.directory))
-    assert again.read(NS) == network()
+    assert again.read_place(NS) == network()
     again.close()
 
 
@@ -233,7 +233,7 @@ def test_two_hundred_networks_come_and_go_without_a_leak(host: Host) -> None:
         bridge = Bridge(name, "br0", network_mac, 1450, "pyoverlay x")
         want: dict[Key, KernelObject] = {obj.key: obj for obj in (Namespace(name), bridge)}
         assert host.kernel.apply(diff(want, {})) == {}
-        assert host.kernel.read(name) == want
+        assert host.kernel.read_place(name) == want
         assert host.kernel.apply(diff({}, want)) == {}
 
     network_mac = mac_of(ip_address("10.0.0.1"))
@@ -254,11 +254,11 @@ def test_thousands_of_rows_go_in_and_out_whole(host: Host, space: Space) -> None
         row = FdbEntry(NS, "vx0", mac_of(address), ip_address("192.0.2.2") + number % 50)
         neighbour = Neighbour(NS, "vx0", address, mac_of(address))
         want |= {row.key: row, neighbour.key: neighbour}
-    ops = diff(want, host.kernel.read(NS))
+    ops = diff(want, host.kernel.read_place(NS))
     start = time.perf_counter()
     assert host.kernel.apply(ops) == {}
     written = time.perf_counter()
-    assert host.kernel.read(NS) == want
+    assert host.kernel.read_place(NS) == want
     read = time.perf_counter()
     print(f"20,000 rows: written in {written - start:.3f} s, read in {read - written:.3f} s")
     assert read - start < 5
@@ -273,14 +273,14 @@ def test_one_bad_row_among_many_fails_alone(host: Host, space: Space) -> None:
     rows = [r._replace(vtep=ip_address("2001:db8::2")) if n in bad else r for n, r in enumerate(rows)]
     failures = host.kernel.apply([Set(row) for row in rows])
     assert set(failures) == {rows[n].key for n in bad}
-    assert len([key for key in host.kernel.read(NS) if key[0] == Kind.FDB]) == 995 + 2
+    assert len([key for key in host.kernel.read_place(NS) if key[0] == Kind.FDB]) == 995 + 2
 
 
 def test_a_bridge_keeps_its_mtu_whatever_its_ports_have(host: Host) -> None:
     want = network(mtu=1500)
     assert host.kernel.apply(diff(want, {})) == {}
     host.overlay(NS).run("ip link add dbg0 mtu 1300 master br0 type veth; ip link set dbg0 mtu 1200")
-    assert host.kernel.read(NS) == want
+    assert host.kernel.read_place(NS) == want
 
 
 @pytest.mark.parametrize("local", ["192.0.2.1", "2001:db8::1"])
@@ -290,11 +290,11 @@ def test_what_a_former_version_made_is_changed_in_place(host: Host, local: str) 
     former = {key: replace(o, mtu=1450) if isinstance(o, Port | Vxlan) else o for key, o in want.items()}
     assert host.kernel.apply(diff(former, {})) == {}
     before = {link["ifname"]: link["ifindex"] for link in host.overlay(NS).json("ip -j link")}
-    assert host.kernel.read(NS) == former
+    assert host.kernel.read_place(NS) == former
     ops = diff(want, former)
     assert {op.want.key for op in ops if isinstance(op, Set)} == {PORT, VXLAN}
     assert host.kernel.apply(ops) == {}
-    assert host.kernel.read(NS) == want
+    assert host.kernel.read_place(NS) == want
     assert {link["ifname"]: link["ifindex"] for link in host.overlay(NS).json("ip -j link")} == before
 
 
@@ -369,16 +369,16 @@ def test_an_interrupted_dump_is_read_again(host: Host, space: Space) -> None:
 
 
 def test_a_namespace_that_cannot_be_read_says_which(host: Host, space: Space) -> None:
-    host.kernel.read(NS)
+    host.kernel.read_place(NS)
     spaces = host.kernel._spaces
     spaces.open[NS].channel._socket.close()
     with pytest.raises(KernelError, match=f"cannot read network namespace {NS}"):
-        host.kernel.read(NS)
+        host.kernel.read_place(NS)
 
 
 def test_addresses_of_two_families_are_read_as_they_were_set(host: Host, space: Space) -> None:
     address = BridgeAddress(NS, "br0", ip_interface("fd00:2::1/56"))
     assert host.kernel.apply([Set(address), Set(address)]) == {}
-    assert host.kernel.read(NS)[address.key] == address
+    assert host.kernel.read_place(NS)[address.key] == address
     assert host.kernel.apply([Delete(address)]) == {}
-    assert address.key not in host.kernel.read(NS)
+    assert address.key not in host.kernel.read_place(NS)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from driver.kernel import netns
-from driver.kernel.netlink import NetlinkKernel
-from driver.objects import Namespace
-from driver.plan import Delete, Set
+from driver.kernel.host import NetlinkKernel
+from driver.kernel.objects import Namespace
+from driver.kernel.ops import Delete, Set
 from tests.kernel.hosts import Host, Space, in_mount_namespace
 from tests.kernel.samples import NS, network
 from tests.worlds import converge
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kernel
 def test_the_callers_own_namespace_never_changes(host: Host) -> None:
     before = os.readlink("/proc/thread-self/ns/net"), os.readlink("/proc/thread-self/ns/mnt")
     host.kernel.apply([Set(Namespace(NS))])
-    host.kernel.read(NS)
+    host.kernel.read_place(NS)
     assert (os.readlink("/proc/thread-self/ns/net"), os.readlink("/proc/thread-self/ns/mnt")) == before
 
 
@@ -30,8 +30,8 @@ def test_a_half_made_pin_is_no_namespace_and_is_finished(host: Host) -> None:
     host.directory.mkdir()
     (host.directory / NS).touch()
     assert list(host.kernel.namespaces()) == [NS], "listed, for otherwise nobody would remove it"
-    assert host.kernel.read(NS) == {}
-    assert host.kernel.read(NS) == {}
+    assert host.kernel.read_place(NS) == {}
+    assert host.kernel.read_place(NS) == {}
     want = network()
     assert converge(host.kernel, want) == want
 
@@ -115,10 +115,10 @@ def test_ip_netns_works_with_our_namespaces() -> None:
                 f"ip netns list; ip -n {NS} -br link; ip netns exec {NS} cat /proc/sys/net/ipv4/ip_forward"
             )
             shown = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, check=True).stdout
-            kernel.read(NS)
+            kernel.read_place(NS)
             subprocess.run(["ip", "netns", "delete", NS], check=True)
             key = Namespace(NS).key
-            assert kernel.read(NS) == {key: Namespace(NS, pinned=False)}
+            assert kernel.read_place(NS) == {key: Namespace(NS, pinned=False)}
             assert kernel.apply([Set(Namespace(NS))]) == {}
             assert netns.is_pin(Path("/run/netns") / NS)
         finally:

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from driver import probe
+from driver.cluster import probe
 from tests.kernel.hosts import Host
 
 pytestmark = pytest.mark.kernel

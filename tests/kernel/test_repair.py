@@ -11,11 +11,13 @@ from ipaddress import ip_address
 
 import pytest
 
-from driver.desired import desired, namespace_name, port_name, publication
-from driver.kernel.netlink import NetlinkKernel
-from driver.model import Underlay
-from driver.objects import KernelState
-from driver.values import EndpointId, NetworkId
+from driver.cluster.publication import publication
+from driver.kernel.host import NetlinkKernel
+from driver.kernel.names import namespace_name, port_name
+from driver.kernel.objects import KernelState
+from driver.reconcile.desired import desired
+from driver.wish.model import Underlay
+from driver.wish.values import EndpointId, NetworkId
 from tests.kernel.hosts import Host, Space, eventually
 from tests.kernel.machine import Machine, Meter, Stream, datagrams, endpoint_id, running
 
@@ -30,7 +32,7 @@ class Lab:
 
     def __init__(self, machines: list[Machine]) -> None:
         self.a, self.b = machines
-        self.has_shortcuts = self.a.engine.shortcuts
+        self.has_shortcuts = self.a.reconciler.shortcuts
         for machine in machines:
             machine.create(SPOILT, "10.1.0.0/24", 7001)
             machine.create(OTHER, "10.2.0.0/24", 7002)
@@ -48,7 +50,7 @@ class Lab:
         """Ask a kernel of our own, so that no question of ours drains the engine's news."""
         kernel = self.a.host.inside(lambda: NetlinkKernel(self.a.host.directory))
         try:
-            return all(kernel.read(namespace_name(n)) == self.wish(n) for n in self.networks)
+            return all(kernel.read_place(namespace_name(n)) == self.wish(n) for n in self.networks)
         finally:
             kernel.close()
 
@@ -58,7 +60,7 @@ class Lab:
 
     def wish(self, network: NetworkId) -> KernelState:
         mtu = self.a.host.json("ip -j link show u0")[0]["mtu"]
-        return desired(self.a.store.state, network, Underlay("u0", mtu), shortcuts=self.has_shortcuts)
+        return desired(self.a.wish.state, network, Underlay("u0", mtu), shortcuts=self.has_shortcuts)
 
     def space(self) -> Space:
         return self.a.host.overlay(namespace_name(NetworkId(SPOILT)))
@@ -124,10 +126,10 @@ def spoil(lab: Lab, change: str) -> None:
 
 
 def repaired_in(lab: Lab, change: str) -> float:
-    before = sum(lab.a.engine.repairs.values())
+    before = sum(lab.a.reconciler.repairs.values())
     spoil(lab, change)
     start = time.monotonic()
-    while not (lab.right() and sum(lab.a.engine.repairs.values()) > before):
+    while not (lab.right() and sum(lab.a.reconciler.repairs.values()) > before):
         assert time.monotonic() - start < WITHIN, change
     return time.monotonic() - start
 
@@ -208,10 +210,10 @@ def test_a_vtep_address_that_is_away_for_a_while_tears_nothing_down(lab: Lab) ->
 def test_a_container_that_died_unseen_is_withdrawn(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("driver.engine._WITHDRAW_AFTER", 0.5)
+    monkeypatch.setattr("driver.reconcile.networks._WITHDRAW_AFTER", 0.5)
     lab.a.containers[1].close()
     lab.a.containers.pop(1)
     left = {ip_address("10.1.0.11"), ip_address("10.1.0.13"), ip_address("10.2.0.11")}
-    assert eventually(lambda: {r.address for r in publication(lab.a.store.state).endpoints} == left)
+    assert eventually(lambda: {r.address for r in publication(lab.a.wish.state).endpoints} == left)
     assert caplog.text.count("has lost its container") == 1
-    assert eventually(lambda: "10.1.0.12" not in str(lab.b.store.state.peers.entries[NetworkId(SPOILT)]))
+    assert eventually(lambda: "10.1.0.12" not in str(lab.b.wish.state.peers.entries[NetworkId(SPOILT)]))

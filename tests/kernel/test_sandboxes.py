@@ -10,11 +10,13 @@ from random import Random
 
 import pytest
 
-from driver.kernel import Sandboxes, netns, nft
-from driver.kernel.sandboxes import NetlinkSandboxes
-from driver.kernel.wire import Refused
-from driver.objects import Balancer, Key, Services, index
-from driver.plan import Delete, Set, diff
+from driver.kernel import Sandboxes, netns
+from driver.kernel.balancers import nft
+from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.kernel.netlink.socket import Refused
+from driver.kernel.objects import Balancer, Key, Services, index
+from driver.kernel.ops import Delete, Set
+from driver.reconcile.plan import diff
 from tests.fakes.sandboxes import FakeSandboxes
 
 ONE, TWO = "pyoverlay-one", "pyoverlay-two"
@@ -40,7 +42,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     kernel, other = NetlinkSandboxes(), NetlinkSandboxes()
 
     def spoil(obj: Balancer) -> None:
-        other.apply(diff(index([obj]), other.read(obj.sandbox)))
+        other.apply(diff(index([obj]), other.read_sandbox(obj.sandbox)))
 
     yield World(kernel, names, spoil)
     for made in (kernel, other):
@@ -61,15 +63,15 @@ def test_what_was_set_is_read_back(world: World) -> None:
     want = index(
         [Balancer(sandbox, ONE, services(v1=[1, 2, 3], v2=[])), Balancer(sandbox, TWO, services(v1=[1]))]
     )
-    assert world.kernel.read(sandbox) == {}
+    assert world.kernel.read_sandbox(sandbox) == {}
     assert world.kernel.apply(diff(want, {})) == {}
-    assert world.kernel.read(sandbox) == want
-    assert world.kernel.read(world.names[1]) == {}
+    assert world.kernel.read_sandbox(sandbox) == want
+    assert world.kernel.read_sandbox(world.names[1]) == {}
 
 
 def test_where_there_is_no_namespace_nothing_can_be_set_and_all_can_be_deleted(world: World) -> None:
     one = Balancer("/nowhere", ONE, services(v1=[1]))
-    assert world.kernel.read("/nowhere") == {}
+    assert world.kernel.read_sandbox("/nowhere") == {}
     assert world.kernel.apply([Set(one)])[one.key].errno == errno.ENOENT
     assert world.kernel.apply([Delete(one)]) == {}
 
@@ -77,21 +79,21 @@ def test_where_there_is_no_namespace_nothing_can_be_set_and_all_can_be_deleted(w
 def test_who_was_not_quick_enough_has_to_look_again(world: World) -> None:
     sandbox = world.names[0]
     want = Balancer(sandbox, ONE, services(v1=[1]))
-    have = world.kernel.read(sandbox)
+    have = world.kernel.read_sandbox(sandbox)
     world.spoil(Balancer(sandbox, TWO, services(v1=[2])))
     assert world.kernel.apply(diff(index([want]), have))[want.key].errno == errno.ERESTART
-    have = world.kernel.read(sandbox)
+    have = world.kernel.read_sandbox(sandbox)
     assert world.kernel.apply(diff(index([want]), have)) == {}
-    assert world.kernel.read(sandbox) == index([want])
+    assert world.kernel.read_sandbox(sandbox) == index([want])
 
 
 def test_one_failure_does_not_stop_the_others(world: World) -> None:
     wanted = [Balancer(name, ONE, services(v1=[1])) for name in ("/nowhere", *world.names)]
     for one in wanted:
-        world.kernel.read(one.sandbox)
+        world.kernel.read_sandbox(one.sandbox)
     failures = world.kernel.apply([Set(one) for one in wanted])
     assert list(failures) == [wanted[0].key]
-    assert world.kernel.read(world.names[1]) == index([wanted[2]])
+    assert world.kernel.read_sandbox(world.names[1]) == index([wanted[2]])
 
 
 def test_a_walk_through_many_tables(world: World) -> None:
@@ -104,18 +106,18 @@ def test_a_walk_through_many_tables(world: World) -> None:
                     for name in random.sample([ONE, TWO], random.randint(0, 2))
                 ]
             )
-            assert world.kernel.apply(diff(want, world.kernel.read(sandbox))) == {}, f"step {step}"
-            assert world.kernel.read(sandbox) == want, f"step {step}"
+            assert world.kernel.apply(diff(want, world.kernel.read_sandbox(sandbox))) == {}, f"step {step}"
+            assert world.kernel.read_sandbox(sandbox) == want, f"step {step}"
 
 
 def test_a_newcomer_reads_what_another_has_made(world: World) -> None:
     sandbox = world.names[0]
     want = Balancer(sandbox, ONE, {k: v for i in range(40) for k, v in _drawn(Random(i)).items()}, turn=3)
-    world.kernel.read(sandbox)
+    world.kernel.read_sandbox(sandbox)
     assert world.kernel.apply([Set(want)]) == {}
     if isinstance(world.kernel, NetlinkSandboxes):
         other = NetlinkSandboxes()
-        assert other.read(sandbox) == index([want])
+        assert other.read_sandbox(sandbox) == index([want])
         other.close()
 
 
@@ -127,11 +129,11 @@ def test_many_services_and_many_backends(world: World) -> None:
     }
     many[ip_address("10.7.0.1")] = tuple(ip_address("10.9.0.0") + b for b in range(1200))
     want = Balancer(sandbox, ONE, many)
-    world.kernel.read(sandbox)
+    world.kernel.read_sandbox(sandbox)
     assert world.kernel.apply([Set(want)]) == {}
-    assert world.kernel.read(sandbox) == index([want])
-    assert world.kernel.apply(diff({}, world.kernel.read(sandbox))) == {}
-    assert world.kernel.read(sandbox) == {}
+    assert world.kernel.read_sandbox(sandbox) == index([want])
+    assert world.kernel.apply(diff({}, world.kernel.read_sandbox(sandbox))) == {}
+    assert world.kernel.read_sandbox(sandbox) == {}
 
 
 @pytest.mark.kernel
@@ -142,7 +144,7 @@ def test_a_kernel_without_the_modules_is_explained(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(nft, "commit", refuse)
     kernel = NetlinkSandboxes()
     want = Balancer("/proc/self/ns/net", ONE, services(v1=[1]))
-    kernel.read(want.sandbox)
+    kernel.read_sandbox(want.sandbox)
     failure = kernel.apply([Set(want)])[want.key]
     kernel.close()
     assert failure.errno == errno.EOPNOTSUPP, "not as if the namespace were to come"

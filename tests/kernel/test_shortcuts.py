@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from driver.desired import namespace_name, port_name
-from driver.kernel import bpf
-from driver.kernel.bpf import Rows
-from driver.kernel.netlink import NetlinkKernel
-from driver.objects import FLOOD_MAC, Kind, Shortcut
-from driver.plan import Delete, Set, diff
-from driver.values import EndpointId, Mac, NetworkId
+from driver.kernel.host import NetlinkKernel
+from driver.kernel.names import namespace_name, port_name
+from driver.kernel.objects import FLOOD_MAC, Kind, Shortcut
+from driver.kernel.ops import Delete, Set
+from driver.kernel.shortcuts import bpf
+from driver.kernel.shortcuts.bpf import Rows
+from driver.reconcile.plan import diff
+from driver.wish.values import EndpointId, Mac, NetworkId
 from tests.kernel.hosts import Host, Space, eventually
 from tests.kernel.machine import Machine, endpoint_id, running
 from tests.kernel.samples import NS, PEER_MAC, network
@@ -54,7 +55,7 @@ def lab(hosts: Callable[[], Host]) -> Iterator[Lab]:
     with running([hosts(), hosts()]) as (a, b):
         for machine in (a, b):
             machine.create(NETWORK, "10.3.0.0/24", 7003)
-        if not a.engine.shortcuts:
+        if not a.reconciler.shortcuts:
             pytest.skip("this kernel has no shortcuts")
         found = Lab(a, b, a.attach(NETWORK, "10.3.0.11"), b.attach(NETWORK, "10.3.0.21"))
         assert eventually(lambda: _reaches(found.here, "10.3.0.21"))
@@ -139,7 +140,7 @@ def test_a_shortcut_ends_with_its_container(lab: Lab, caplog: pytest.LogCaptureF
 def _macs(lab: Lab) -> list[str]:
     kernel = lab.b.host.inside(lambda: NetlinkKernel(lab.b.host.directory))
     with closing(kernel):
-        return [o.mac for o in kernel.read(namespace_name(NETWORK)).values() if isinstance(o, Shortcut)]
+        return [o.mac for o in kernel.read_place(namespace_name(NETWORK)).values() if isinstance(o, Shortcut)]
 
 
 def _rows(space: Space) -> Rows:
@@ -151,13 +152,13 @@ def test_a_row_to_a_device_that_is_gone_is_mended_and_one_too_many_removed(host:
     want = network()
     host.kernel.apply(diff(want, {}))
     with closing(_rows(host.overlay(NS))) as rows:
-        ((mac, _),) = rows.read()
-        rows.update(mac, 4711)
-        rows.update(PEER_MAC, 4711)
-    ops = diff(want, host.kernel.read(NS))
+        ((mac, _),) = rows.dump()
+        rows.put(mac, 4711)
+        rows.put(PEER_MAC, 4711)
+    ops = diff(want, host.kernel.read_place(NS))
     assert [type(op) for op in ops] == [Delete, Set]
     assert host.kernel.apply(ops) == {}
-    assert host.kernel.read(NS) == want
+    assert host.kernel.read_place(NS) == want
 
 
 def test_a_row_that_cannot_be_renewed_leads_nowhere_and_the_bridge_remains(
@@ -166,33 +167,33 @@ def test_a_row_that_cannot_be_renewed_leads_nowhere_and_the_bridge_remains(
     want = network()
     host.kernel.apply(diff(want, {}))
     with closing(_rows(host.overlay(NS))) as rows:
-        rows.update(MAC, 4711)
+        rows.put(MAC, 4711)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOMEM, "no memory")
 
-    monkeypatch.setattr(Rows, "update", full)
-    failures = host.kernel.apply(diff(want, host.kernel.read(NS)))
+    monkeypatch.setattr(Rows, "put", full)
+    failures = host.kernel.apply(diff(want, host.kernel.read_place(NS)))
     assert [failure.errno for failure in failures.values()] == [errno.ENOMEM]
-    assert not [key for key in host.kernel.read(NS) if key[0] == Kind.SHORTCUT]
+    assert not [key for key in host.kernel.read_place(NS) if key[0] == Kind.SHORTCUT]
 
 
 def test_a_port_that_was_renamed_keeps_its_shortcut(host: Host) -> None:
     want = network()
     host.kernel.apply(diff(want, {}))
     host.overlay(NS).run("ip link set p0 name stray")
-    assert host.kernel.apply(diff(want, host.kernel.read(NS))) == {}
-    assert host.kernel.read(NS) == want
+    assert host.kernel.apply(diff(want, host.kernel.read_place(NS))) == {}
+    assert host.kernel.read_place(NS) == want
 
 
 def test_a_port_made_anew_has_a_new_shortcut(host: Host) -> None:
     want = network()
     host.kernel.apply(diff(want, {}))
     host.overlay(NS).run("ip link del p0")
-    have = host.kernel.read(NS)
+    have = host.kernel.read_place(NS)
     assert have[(Kind.SHORTCUT, NS, "vx0", MAC)] == Shortcut(NS, "vx0", MAC, "")
     assert host.kernel.apply(diff(want, have)) == {}
-    assert host.kernel.read(NS) == want
+    assert host.kernel.read_place(NS) == want
 
 
 def test_many_rows_are_read_back(host: Host) -> None:
@@ -200,10 +201,10 @@ def test_many_rows_are_read_back(host: Host) -> None:
     macs = [Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}") for number in range(1000)]
     want |= {s.key: s for s in (Shortcut(NS, "vx0", mac, "p0") for mac in macs)}
     assert host.kernel.apply(diff(want, {})) == {}
-    assert host.kernel.read(NS) == want
+    assert host.kernel.read_place(NS) == want
     few = network()
-    assert host.kernel.apply(diff(few, host.kernel.read(NS))) == {}
-    assert host.kernel.read(NS) == few
+    assert host.kernel.apply(diff(few, host.kernel.read_place(NS))) == {}
+    assert host.kernel.read_place(NS) == few
 
 
 @pytest.mark.parametrize(
@@ -216,9 +217,9 @@ def test_somebody_elses_filter_stays(host: Host, theirs: str) -> None:
     space = host.overlay(NS)
     space.run(f"tc qdisc add dev vx0 clsact; tc filter add dev vx0 ingress {theirs}")
     alone = space.run(FILTER)
-    assert host.kernel.read(NS) == before
+    assert host.kernel.read_place(NS) == before
     assert host.kernel.apply(diff(want, before)) == {}
-    assert host.kernel.read(NS) == want
+    assert host.kernel.read_place(NS) == want
     assert host.kernel.apply([Delete(Shortcut(NS, "vx0", FLOOD_MAC, "vx0"))]) == {}
     assert space.run(FILTER) == alone
 
@@ -232,7 +233,7 @@ def test_somebody_elses_filter_in_the_place_of_ours_stays_and_the_bridge_does(ho
     space.run(f"tc qdisc add dev vx0 clsact; tc filter add dev vx0 ingress {theirs}")
     alone = space.run(FILTER)
     assert [key[0] for key in host.kernel.apply(diff(want, before))] == [Kind.SHORTCUT]
-    assert host.kernel.read(NS) == before
+    assert host.kernel.read_place(NS) == before
     assert space.run(FILTER) == alone
 
 
@@ -242,7 +243,7 @@ def test_a_new_process_takes_them_over(host: Host) -> None:
     before = host.overlay(NS).run(FILTER)
     again = host.inside(lambda: NetlinkKernel(host.directory))
     with closing(again):
-        assert again.read(NS) == want
+        assert again.read_place(NS) == want
     assert host.overlay(NS).run(FILTER) == before
 
 
@@ -253,8 +254,8 @@ def test_who_may_not_call_bpf_any_more_removes_the_filter_and_all_else_works(
     host.kernel.apply(diff(want, {}))
     monkeypatch.setattr(bpf, "_NUMBER", {})
     unwanted = {key: obj for key, obj in want.items() if key[0] != Kind.SHORTCUT}
-    assert host.kernel.apply(diff(unwanted, host.kernel.read(NS))) == {}
-    assert host.kernel.read(NS) == unwanted
+    assert host.kernel.apply(diff(unwanted, host.kernel.read_place(NS))) == {}
+    assert host.kernel.read_place(NS) == unwanted
     assert host.overlay(NS).run(FILTER) == ""
     assert [key[0] for key in host.kernel.apply(diff(want, unwanted))] == [Kind.SHORTCUT]
 

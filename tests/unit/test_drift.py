@@ -10,16 +10,17 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from driver import engine
-from driver.control.memory import MemoryStore
-from driver.desired import namespace_name, port_name, publication
-from driver.drift import findings, sentence
-from driver.model import Underlay
-from driver.objects import Bridge, FdbEntry, Kind, Namespace, Port, Shortcut, Vxlan
-from driver.plan import diff
-from driver.values import EndpointId, Mac, NetworkId
+from driver.cluster.memory import MemoryStore
+from driver.cluster.publication import publication
+from driver.kernel.names import namespace_name, port_name
+from driver.kernel.objects import Bridge, FdbEntry, Kind, Namespace, Port, Shortcut, Vxlan
+from driver.reconcile import networks as engine
+from driver.reconcile.drift import findings, sentence
+from driver.reconcile.plan import diff
+from driver.wish.model import Underlay
+from driver.wish.values import EndpointId, Mac, NetworkId
 from tests.kernel.samples import NS, PEER_MAC, network
-from tests.unit.test_service import EP, EP2, NET, Node, _soon
+from tests.unit.test_overlay import EP, EP2, NET, Node, _soon
 
 PLACE = namespace_name(NetworkId(NET))
 
@@ -43,8 +44,8 @@ def bridge(node: Node) -> Bridge:
 def attach(node: Node, endpoint: str, address: str) -> None:
     """Attach, and let the engine come to rest: from here on the wish is the same."""
     node.attach(endpoint, address)
-    _, revision = node.store.snapshot()
-    node.engine.wait(NetworkId(NET), revision, 5)
+    _, revision = node.wish.snapshot()
+    node.reconciler.wait_applied(NetworkId(NET), revision, 5)
 
 
 def port(node: Node, endpoint: str) -> Port:
@@ -59,7 +60,7 @@ def test_what_was_changed_is_right_again_told_and_counted(
     right = vxlan(node)
     node.kernel.spoil(replace(right, mtu=1400))
     assert _soon(lambda: vxlan(node) == right, 2)
-    assert _soon(lambda: node.engine.repairs == {Kind.VXLAN: 1})
+    assert _soon(lambda: node.reconciler.repairs == {Kind.VXLAN: 1})
     assert _soon(lambda: f"network {NET}: repaired: {right.name}: mtu was 1400" in caplog.text)
 
 
@@ -69,7 +70,7 @@ def test_a_whole_namespace_is_right_again_but_for_its_containers(node: Node) -> 
     lost = {key for key in before if key[0] in (Kind.PORT, Kind.SHORTCUT)}
     node.kernel.lose(Namespace(PLACE).key)
     assert _soon(lambda: node.have().keys() == before.keys() - lost, 2)
-    assert _soon(lambda: node.engine.repairs == {Kind.NAMESPACE: 1})
+    assert _soon(lambda: node.reconciler.repairs == {Kind.NAMESPACE: 1})
 
 
 def test_a_shortcut_that_is_gone_or_leads_elsewhere_is_right_again_told_and_counted(
@@ -80,9 +81,9 @@ def test_a_shortcut_that_is_gone_or_leads_elsewhere_is_right_again_told_and_coun
     (right,) = (obj for obj in before.values() if isinstance(obj, Shortcut))
     node.kernel.lose(right.key)
     assert _soon(lambda: node.have() == before, 2)
-    assert _soon(lambda: node.engine.repairs == {Kind.SHORTCUT: 1})
+    assert _soon(lambda: node.reconciler.repairs == {Kind.SHORTCUT: 1})
     node.kernel.spoil(replace(right, port="eth7"))
-    assert _soon(lambda: node.engine.repairs == {Kind.SHORTCUT: 2})
+    assert _soon(lambda: node.reconciler.repairs == {Kind.SHORTCUT: 2})
     assert node.have() == before
     name = f"shortcut to {right.mac} from {right.device}"
     assert _soon(lambda: caplog.text.count(f"repaired: {name}") == 2)
@@ -96,7 +97,7 @@ def test_what_the_wish_changes_is_no_drift(node: Node) -> None:
     node.detach(EP2)
     node.kernel.move_underlay(ip_address("192.0.2.1"), Underlay("eth0", 1400))
     assert _soon(lambda: bridge(node).mtu == 1350)
-    assert node.engine.repairs == {}
+    assert node.reconciler.repairs == {}
 
 
 @pytest.mark.parametrize("others", [0, 20], ids=["all is looked at", "a part is looked at"])
@@ -117,10 +118,10 @@ def test_what_a_hand_does_while_the_wish_changes_is_told_and_counted(
             node.kernel.spoil(replace(right, mtu=1400))
             node.detach(EP2)
             announce(other, "10.62.0.77")
-            assert _soon(lambda: len(node.store.state.peers.entries[NetworkId(NET)]) == others + 1)
+            assert _soon(lambda: len(node.wish.state.peers.entries[NetworkId(NET)]) == others + 1)
         assert _soon(lambda: len(node.rows()) == others + 1)
         assert vxlan(node) == right
-        assert _soon(lambda: node.engine.repairs == {Kind.VXLAN: 1})
+        assert _soon(lambda: node.reconciler.repairs == {Kind.VXLAN: 1})
         assert caplog.text.count("repaired") == 1
     finally:
         other.end()
@@ -128,7 +129,7 @@ def test_what_a_hand_does_while_the_wish_changes_is_told_and_counted(
 
 def announce(node: Node, address: str) -> None:
     endpoint = f"{int(ip_address(address)):08x}" * 8
-    node.service.create_endpoint(NET, endpoint, [ip_interface(f"{address}/24")], None, {})
+    node.overlay.create_endpoint(NET, endpoint, [ip_interface(f"{address}/24")], None, {})
 
 
 def test_a_join_of_an_endpoint_whose_pair_has_gone_is_no_drift(node: Node) -> None:
@@ -136,12 +137,12 @@ def test_a_join_of_an_endpoint_whose_pair_has_gone_is_no_drift(node: Node) -> No
     attach(node, EP, "10.62.0.4")
     with ThreadPoolExecutor(1) as pool, node.kernel.holding():
         node.kernel.lose(port(node, EP).key)
-        node.service.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
-        join = pool.submit(node.service.join, NET, EP, "")
-        assert _soon(lambda: EndpointId(EP) in node.store.state.joining)
+        node.overlay.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+        join = pool.submit(node.overlay.join, NET, EP, "")
+        assert _soon(lambda: EndpointId(EP) in node.wish.state.joining)
     join.result(5)
     assert port(node, EP).create
-    assert node.engine.repairs == {}
+    assert node.reconciler.repairs == {}
 
 
 def test_a_fight_is_held_at_one_round_a_second(node: Node, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,12 +154,12 @@ def test_a_fight_is_held_at_one_round_a_second(node: Node, caplog: pytest.LogCap
         time.sleep(0.01)
     assert 2 <= caplog.text.count("repaired") <= 3
     assert _soon(lambda: vxlan(node) == right, 2)
-    assert _soon(lambda: caplog.text.count("repaired") == node.engine.repairs[Kind.VXLAN])
+    assert _soon(lambda: caplog.text.count("repaired") == node.reconciler.repairs[Kind.VXLAN])
 
 
 def test_a_fight_over_one_network_does_not_slow_another(node: Node) -> None:
-    node.service.create_network(
-        "othernetwork", {}, node.store.state.networks[NetworkId(NET)].segments[0].subnets, internal=False
+    node.overlay.create_network(
+        "othernetwork", {}, node.wish.state.networks[NetworkId(NET)].segments[0].subnets, internal=False
     )
     attach(node, EP, "10.62.0.4")
     node.attach(EP2, "10.62.0.5", "othernetwork")
@@ -192,7 +193,7 @@ class TestVanishedPorts:
         monkeypatch.setattr(engine, "_WITHDRAW_AFTER", 0.3)
 
     def announced(self, node: Node) -> set[str]:
-        return {record.endpoint for record in publication(node.store.state).endpoints}
+        return {record.endpoint for record in publication(node.wish.state).endpoints}
 
     def test_the_endpoint_is_withdrawn_after_a_while_and_told_once(
         self, node: Node, caplog: pytest.LogCaptureFixture
@@ -205,7 +206,7 @@ class TestVanishedPorts:
         assert _soon(lambda: self.announced(node) == {EP2}, 2)
         time.sleep(0.4)
         assert caplog.text.count("has lost its container") == 1
-        assert node.engine.repairs == {}
+        assert node.reconciler.repairs == {}
         assert "repaired" not in caplog.text
 
     def test_its_shortcut_goes_at_once(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,14 +220,14 @@ class TestVanishedPorts:
     def test_a_leave_comes_first(self, node: Node, caplog: pytest.LogCaptureFixture) -> None:
         attach(node, EP, "10.62.0.4")
         node.kernel.lose(port(node, EP).key)
-        node.service.leave(NET, EP)
+        node.overlay.leave(NET, EP)
         time.sleep(0.5)
         assert "has lost its container" not in caplog.text
-        node.service.delete_endpoint(NET, EP)
+        node.overlay.delete_endpoint(NET, EP)
 
     def test_one_that_is_being_joined_is_not_withdrawn(self, node: Node) -> None:
         attach(node, EP, "10.62.0.4")
-        node.store.update(lambda s: replace(s, joining={EndpointId(EP): "a Join"}))
+        node.wish.change(lambda s: replace(s, joining={EndpointId(EP): "a Join"}))
         node.kernel.lose(port(node, EP).key)
         time.sleep(0.5)
         assert self.announced(node) == {EP}
@@ -236,7 +237,7 @@ class TestVanishedPorts:
         attach(node, EP, "10.62.0.4")
         node.kernel.lose(port(node, EP).key)
         assert _soon(lambda: list(node.kernel.namespaces()) == [], 2)
-        node.service.join(NET, EP, "")
+        node.overlay.join(NET, EP, "")
         assert self.announced(node) == {EP}
         assert port(node, EP).peer in node.kernel.host_devices
 
@@ -248,13 +249,13 @@ class TestVanishedPorts:
         node.begin()
         assert self.announced(node) == set()
         assert list(node.kernel.namespaces()) == []
-        assert not node.service.in_use(
-            node.store.state.networks[NetworkId(NET)].segments[0].subnets[0].prefix, ip_address("10.62.0.4")
+        assert not node.overlay.in_use(
+            node.wish.state.networks[NetworkId(NET)].segments[0].subnets[0].prefix, ip_address("10.62.0.4")
         )
         node.attach(EP2, "10.62.0.4")
         assert self.announced(node) == {EP2}
-        node.service.leave(NET, EP)
-        node.service.delete_endpoint(NET, EP)
+        node.overlay.leave(NET, EP)
+        node.overlay.delete_endpoint(NET, EP)
         assert port(node, EP2).key in node.have()
 
     def test_what_ended_while_the_plugin_was_away_is_never_announced_again(self, node: Node) -> None:

@@ -6,9 +6,10 @@ import errno
 from ipaddress import ip_address
 
 from driver.kernel import Kernel
-from driver.objects import FLOOD_MAC, FdbEntry, Kind
-from driver.plan import Set, diff
-from driver.values import Mac
+from driver.kernel.objects import FLOOD_MAC, FdbEntry, Kind
+from driver.kernel.ops import Set
+from driver.reconcile.plan import diff
+from driver.wish.values import Mac
 from tests.fakes.kernel import FakeKernel, present
 from tests.kernel.samples import NS, PEER_MAC, network
 
@@ -46,7 +47,7 @@ def test_it_fails_when_asked_and_only_then() -> None:
     kernel.fail_next(Kind.VXLAN, errno.EPERM)
     failures = kernel.apply(diff(network(), {}))
     assert failures[(Kind.VXLAN, NS, "vx0", "")].errno == errno.EPERM
-    assert kernel.apply(diff(network(), kernel.read(NS))) == {}
+    assert kernel.apply(diff(network(), kernel.read_place(NS))) == {}
 
 
 def test_the_container_end_is_the_engines_once_taken() -> None:

@@ -9,10 +9,10 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from ipam.disk import LeaseFile, decode, encode
 from ipam.errors import IpamError
+from ipam.manager import AddressManager
 from ipam.pools import Address, Network
-from ipam.service import IpamService
-from ipam.store import FileStore, decode, encode
 
 GATEWAY = {"RequestAddressType": "com.docker.network.gateway"}
 SERIAL = {"com.docker.network.ipam.serial": "true"}
@@ -43,8 +43,8 @@ class Engine(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        store = FileStore(Path(self.folder.name) / "ipam.json")
-        self.ipam = IpamService(store, list, self.in_use, lambda: self.now)
+        store = LeaseFile(Path(self.folder.name) / "ipam.json")
+        self.ipam = AddressManager(store, list, self.in_use, lambda: self.now)
 
     def teardown(self) -> None:
         self.folder.cleanup()

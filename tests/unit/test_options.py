@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.errors import BadRequest, Conflict
-from driver.model import Subnet
-from driver.options import (
+from driver.wish.errors import BadRequest, Conflict
+from driver.wish.model import Subnet
+from driver.wish.options import (
     REFUSED,
     VNI_BASE,
     check_endpoint_options,
@@ -19,7 +19,7 @@ from driver.options import (
     parse_network_options,
     segments_of,
 )
-from driver.values import MAX_VNI, NetworkId, Vni
+from driver.wish.values import MAX_VNI, NetworkId, Vni
 
 NET = NetworkId("u4m9hzge31tsafr3nembuizn6")
 

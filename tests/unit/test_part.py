@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.control.memory import MemoryStore
-from driver.desired import FALLBACK_UNDERLAY, desired
-from driver.errors import KernelError
-from driver.model import Endpoint, Host, Network, Peer, Peers, Phase, Segment, Subnet
-from driver.objects import FLOOD_MAC, FdbEntry, KernelState, Row, Shortcut, Vxlan
-from driver.part import Part, changed_part, changed_rows, narrowed
-from driver.plan import Delete, Set
-from driver.state import State
-from driver.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni
+from driver.cluster.memory import MemoryStore
+from driver.kernel.objects import FLOOD_MAC, FdbEntry, KernelState, Row, Shortcut, Vxlan
+from driver.kernel.ops import Delete, Set
+from driver.reconcile.desired import FALLBACK_UNDERLAY, desired
+from driver.reconcile.part import Part, changed_part, changed_rows, narrowed
+from driver.wish.errors import KernelError
+from driver.wish.model import Endpoint, Host, Network, Peer, Peers, Phase, Segment, Subnet
+from driver.wish.state import State
+from driver.wish.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni
 from tests.fakes.kernel import FakeKernel
-from tests.unit import test_service
-from tests.unit.test_service import Node, _soon
+from tests.unit import test_overlay
+from tests.unit.test_overlay import Node, _soon
 
 NET = NetworkId("net")
 MACS = [Mac(f"02:42:0a:00:00:{n:02x}") for n in range(8)]
@@ -163,16 +163,16 @@ class Reads(FakeKernel):
         self.asked: list[int | None] = []
         self._old = old
 
-    def read(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
+    def read_place(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
         self.asked.append(None if rows is None else len(rows))
         if self._old and rows is not None:
             raise KernelError("not supported", 95)
-        return super().read(namespace, rows)
+        return super().read_place(namespace, rows)
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["kernel that reads single rows", "kernel before 5.0"])
 def test_one_change_among_many_reads_a_few_rows(monkeypatch: pytest.MonkeyPatch, *, old: bool) -> None:
-    monkeypatch.setattr(test_service, "FakeKernel", lambda: Reads(old=old))
+    monkeypatch.setattr(test_overlay, "FakeKernel", lambda: Reads(old=old))
     cluster = MemoryStore()
     one, two = Node(1, cluster), Node(2, cluster)
     try:
@@ -180,15 +180,15 @@ def test_one_change_among_many_reads_a_few_rows(monkeypatch: pytest.MonkeyPatch,
             node.create()
         one.attach("e0" * 32, "10.62.0.4")
         for number in range(20):
-            two.service.create_endpoint(
-                test_service.NET, f"a{number:02}" * 20, [ip_interface(f"10.62.0.{100 + number}/24")], None, {}
+            two.overlay.create_endpoint(
+                test_overlay.NET, f"a{number:02}" * 20, [ip_interface(f"10.62.0.{100 + number}/24")], None, {}
             )
         assert _soon(lambda: len(one.rows()) == 20)
         kernel = one.kernel
         assert isinstance(kernel, Reads)
         time.sleep(0.05)
         kernel.asked.clear()
-        two.service.delete_endpoint(test_service.NET, "a00" * 20)
+        two.overlay.delete_endpoint(test_overlay.NET, "a00" * 20)
         assert _soon(lambda: len(one.rows()) == 19)
         assert _soon(lambda: len(kernel.asked) >= 2)
         time.sleep(0.05)

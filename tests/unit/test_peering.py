@@ -7,15 +7,15 @@ from collections.abc import Callable, Collection, Iterator
 
 import pytest
 
-from driver import peering
-from driver.control import Publication, View
-from driver.disk import MemoryDisk
-from driver.model import Host, Network
-from driver.peering import Peering
-from driver.peers import GRACE
-from driver.state import State
-from driver.store import Store
-from driver.values import Address
+from driver.cluster import peering
+from driver.cluster.peering import Peering
+from driver.wish.disk import MemoryDisk
+from driver.wish.model import Host, Network
+from driver.wish.peers import GRACE
+from driver.wish.records import Publication, View
+from driver.wish.state import State
+from driver.wish.values import Address
+from driver.wish.wish import Wish
 from tests.unit.test_peers import FULL, ME, NET, VTEP, A, B, C, record, view, where
 
 WITHOUT_A = view(record("10.0.0.1", ME), record("10.0.0.3", B), record("10.0.0.4", C), nodes=(ME, B, C))
@@ -48,15 +48,15 @@ class World:
         self.asked: list[Collection[Address]] = []
         self.alive: set[Address] = set()
         self.plane = Plane()
-        self.store = Store(MemoryDisk(State(Host(ME, VTEP[ME]), {NET: Network(NET, ())})))
-        self.peering = Peering(self.store, self.plane, clock=lambda: self.now, probe=self.probe)
+        self.wish = Wish(MemoryDisk(State(Host(ME, VTEP[ME]), {NET: Network(NET, ())})))
+        self.peering = Peering(self.wish, self.plane, clock=lambda: self.now, probe=self.probe)
 
     def probe(self, vteps: Collection[Address]) -> Collection[Address]:
         self.asked.append(vteps)
         return self.alive.intersection(vteps)
 
     def rows(self) -> set[str]:
-        return set(where(self.store.state.peers))
+        return set(where(self.wish.state.peers))
 
     def wait(self, fact: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 5

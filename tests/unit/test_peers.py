@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from driver.control import EndpointRecord, NodeRecord, View
-from driver.model import Peer, Peers
-from driver.peers import GRACE, adopt, merge, overdue, settle, too_many_stale
-from driver.values import EndpointId, Mac, NetworkId, NodeId
+from driver.wish.model import Peer, Peers
+from driver.wish.peers import GRACE, adopt, merge, overdue, settle, too_many_stale
+from driver.wish.records import EndpointRecord, NodeRecord, View
+from driver.wish.values import EndpointId, Mac, NetworkId, NodeId
 
 ME, A, B, C = (NodeId(n) for n in ("me", "a", "b", "c"))
 NET, OTHER = NetworkId("net"), NetworkId("other")

@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.objects import (
+from driver.kernel.objects import (
     FdbEntry,
     KernelObject,
     Key,
@@ -20,7 +20,8 @@ from driver.objects import (
     Vxlan,
     parent,
 )
-from driver.plan import Delete, Op, Set, diff
+from driver.kernel.ops import Delete, Op, Set
+from driver.reconcile.plan import diff
 from tests.fakes.kernel import FakeKernel
 from tests.kernel.samples import network
 from tests.worlds import converge, everything, world

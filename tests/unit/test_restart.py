@@ -9,13 +9,13 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from driver.control.memory import MemoryStore
-from driver.desired import container_name, port_name
-from driver.errors import Conflict
-from driver.objects import Kind, Namespace, Port
-from driver.options import REFUSED
-from driver.values import EndpointId, NetworkId
-from tests.unit.test_service import EP, EP2, NET, SUBNETS, Node, _soon
+from driver.cluster.memory import MemoryStore
+from driver.kernel.names import container_name, port_name
+from driver.kernel.objects import Kind, Namespace, Port
+from driver.wish.errors import Conflict
+from driver.wish.options import REFUSED
+from driver.wish.values import EndpointId, NetworkId
+from tests.unit.test_overlay import EP, EP2, NET, SUBNETS, Node, _soon
 
 OTHER = "k2q8fz0d7wxbnmc5rjt1vplya"
 
@@ -38,7 +38,7 @@ def again(node: Node) -> None:
 
 
 def create_endpoint(node: Node, endpoint: str, address: str = "10.62.0.4") -> None:
-    node.service.create_endpoint(NET, endpoint, [ip_interface(f"{address}/24")], None, {})
+    node.overlay.create_endpoint(NET, endpoint, [ip_interface(f"{address}/24")], None, {})
 
 
 def written(node: Node) -> set[str]:
@@ -54,16 +54,16 @@ def test_an_endpoint_that_never_joined_is_not_announced_and_holds_no_address(
     assert _soon(lambda: any("10.62.0.4" in key for key in cluster.dump()))
     again(node)
     assert _soon(lambda: not any("10.62.0.4" in key for key in cluster.dump()))
-    assert not node.service.in_use(SUBNETS[0].prefix, ip_address("10.62.0.4"))
+    assert not node.overlay.in_use(SUBNETS[0].prefix, ip_address("10.62.0.4"))
     create_endpoint(node, EP2)
-    assert set(node.store.state.endpoints) == {EP2}
+    assert set(node.wish.state.endpoints) == {EP2}
 
 
 def test_it_counts_again_when_it_joins(node: Node, cluster: MemoryStore) -> None:
     node.create()
     create_endpoint(node, EP)
     again(node)
-    node.service.join(NET, EP, "")
+    node.overlay.join(NET, EP, "")
     assert any("10.62.0.4" in key for key in cluster.dump())
     with pytest.raises(Conflict, match=r"10\.62\.0\.4 is used"):
         create_endpoint(node, EP2)
@@ -87,16 +87,16 @@ def test_a_container_that_ended_while_the_plugin_was_away_is_gone(node: Node, cl
 def test_a_join_that_was_never_answered_can_be_repeated(node: Node) -> None:
     node.create()
     create_endpoint(node, EP)
-    node.service.join(NET, EP, "")
+    node.overlay.join(NET, EP, "")
     again(node)
     assert _soon(lambda: node.kernel.host_devices == {})
-    attachment = node.service.join(NET, EP, "")
+    attachment = node.overlay.join(NET, EP, "")
     assert attachment.interface in node.kernel.host_devices
 
 
 def test_what_nobody_speaks_of_again_is_forgotten(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.audit_interval = 0.1
-    monkeypatch.setattr("driver.engine._FORGET_AFTER", 0.5)
+    monkeypatch.setattr("driver.reconcile.networks._FORGET_AFTER", 0.5)
     node.create()
     node.attach(EP, "10.62.0.4")
     create_endpoint(node, EP2, "10.62.0.5")
@@ -104,7 +104,7 @@ def test_what_nobody_speaks_of_again_is_forgotten(node: Node, monkeypatch: pytes
     time.sleep(0.2)
     assert written(node) == {EP, EP2}
     assert _soon(lambda: written(node) == {EP})
-    assert set(node.store.state.networks) == {NET}, "the engine may still have it"
+    assert set(node.wish.state.networks) == {NET}, "the engine may still have it"
 
 
 def test_a_network_whose_containers_went_with_the_host_does_not_hold_its_vni(cluster: MemoryStore) -> None:
@@ -116,7 +116,7 @@ def test_a_network_whose_containers_went_with_the_host_does_not_hold_its_vni(clu
         leader.end()
         leader.kernel.objects.clear()
         leader.begin()
-        answer = leader.service.allocate_network(OTHER, {"vni": "70001"}, SUBNETS)
+        answer = leader.overlay.allocate_network(OTHER, {"vni": "70001"}, SUBNETS)
         assert (answer["vni"], REFUSED in answer) == ("70001", False)
     finally:
         leader.end()
@@ -125,11 +125,11 @@ def test_a_network_whose_containers_went_with_the_host_does_not_hold_its_vni(clu
 def test_an_endpoint_that_left_is_gone(node: Node) -> None:
     node.create()
     node.attach(EP, "10.62.0.4")
-    node.service.leave(NET, EP)
+    node.overlay.leave(NET, EP)
     again(node)
-    assert EndpointId(EP) not in node.store.state.endpoints
+    assert EndpointId(EP) not in node.wish.state.endpoints
     assert _soon(lambda: list(node.kernel.namespaces()) == [])
-    node.service.delete_endpoint(NET, EP)
+    node.overlay.delete_endpoint(NET, EP)
 
 
 def test_a_forgotten_networks_vni_may_be_asked_for(node: Node) -> None:
@@ -139,8 +139,8 @@ def test_a_forgotten_networks_vni_may_be_asked_for(node: Node) -> None:
         node.create({"vni": "70001"}, OTHER)
     again(node)
     node.create({"vni": "70001"}, OTHER)
-    node.service.create_endpoint(OTHER, EP, [ip_interface("10.62.0.4/24")], None, {})
-    node.service.join(OTHER, EP, "")
+    node.overlay.create_endpoint(OTHER, EP, [ip_interface("10.62.0.4/24")], None, {})
+    node.overlay.join(OTHER, EP, "")
 
 
 def test_a_network_with_containers_keeps_its_vni(node: Node) -> None:
@@ -155,7 +155,7 @@ def test_a_network_that_the_engine_speaks_of_again_keeps_its_vni(node: Node) -> 
     node.create({"vni": "70001"})
     again(node)
     create_endpoint(node, EP)
-    assert NetworkId(NET) not in node.store.state.doubtful
+    assert NetworkId(NET) not in node.wish.state.doubtful
     with pytest.raises(Conflict, match="70001 is used"):
         node.create({"vni": "70001"}, OTHER)
 
@@ -179,4 +179,4 @@ def test_a_port_that_was_renamed_meanwhile_is_no_container_that_ended(node: Node
     node.kernel.spoil(replace(port, name="stray"))
     node.begin()
     assert _soon(lambda: node.have() == before)
-    assert not node.store.state.doubtful
+    assert not node.wish.state.doubtful

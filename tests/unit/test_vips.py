@@ -5,9 +5,9 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
-from driver.control import ServiceRecord
 from driver.swarm.vips import is_settled, offer, our_networks
-from driver.values import NetworkId
+from driver.wish.records import ServiceRecord
+from driver.wish.values import NetworkId
 
 OURS, THEIRS = NetworkId("k4cwv0r6gotqrnnp3uk98tcl5"), NetworkId("ingress0000000000000000000")
 VIP = "10.201.10.2"

@@ -1,0 +1,79 @@
+"""What the reading and the writing thread of the etcd back end share, under one lock."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from driver.cluster.etcd.client import Watch
+from driver.cluster.ledger.codec import Scope
+from driver.cluster.ledger.ledger import Ledger
+from driver.wish.records import Publication, View
+from driver.wish.values import NodeId
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """A member of the store that we are connected to, and how far we have read there."""
+
+    url: str
+    version: object
+    """Of the credentials that the connection was made with."""
+    since: dict[Scope, int] = field(default_factory=dict)
+    """The revision up to which each scope has been taken in."""
+    watch: Watch | None = None
+    broken: str = ""
+    """Why the link is of no use any more."""
+
+    def fail(self, reason: str) -> None:
+        """Give the link up; its reader notices at once. The exchange's lock must be held."""
+        self.broken = self.broken or reason
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Have the reader look at what it is to follow. The exchange's lock must be held."""
+        if self.watch is not None:
+            self.watch.interrupt()
+
+
+class Exchange:
+    """The fields may be touched only while *changed* is held; every change of them is notified."""
+
+    def __init__(self, node: NodeId) -> None:
+        self.changed = threading.Condition()
+        self.ledger = Ledger(node)
+        self.publication = Publication()
+        self.link: Link | None = None
+        """The member in use, once its first snapshot has been read; None while the store is away."""
+        self.lease = 0
+        self.told = View()
+        """What the user was told last."""
+        self.stopping = False
+
+    def publish(self, publication: Publication) -> None:
+        """Replace what this host says; wake the writer, and the reader if there is more to follow."""
+        with self.changed:
+            self.publication = publication
+            self.ledger.set_publication(publication)
+            if self.link is not None and self.ledger.unread():
+                self.link.interrupt()
+            self.changed.notify_all()
+
+    def settled(self) -> bool:
+        """Tell whether the store holds our publication, and the user was told of all that it follows."""
+        told = self.told.connected and self.publication.networks <= self.told.endpoints.keys()
+        return told and self.ledger.settled(self.lease)
+
+    def fail(self, link: Link, reason: str) -> None:
+        """Give *link* up, if it is still the one in use."""
+        with self.changed:
+            if self.link is link:
+                link.fail(reason)
+
+    def stop(self) -> None:
+        """Wake both threads for the last time."""
+        with self.changed:
+            self.stopping = True
+            if self.link is not None:
+                self.link.fail("stopping")
+            self.changed.notify_all()

@@ -1,0 +1,163 @@
+"""What of ours the store should hold, what it does hold, and what is to be done about it. Pure.
+
+Nothing here remembers what was *sent*: only what the store said, either in answer to us or
+by itself, each as of a revision. So an answer that never came, a store that lost records
+and a store that is new need no cases of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from driver.cluster.ledger.codec import Scope, Unreadable, owner_of
+from driver.cluster.ledger.table import Entry
+from driver.wish.values import NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write *value*. With *if_absent* only where nothing is: to put a lost record back takes
+    nothing from a host that has claimed the address since.
+    """
+
+    key: str
+    value: str
+    if_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Remove the key if it still has exactly *value*."""
+
+    key: str
+    value: str
+
+
+Claim = Put | Withdraw
+
+
+class Claims:
+    """Records of one node, of one kind."""
+
+    def __init__(self, node: NodeId) -> None:
+        self._node = node
+        self._wanted: Mapping[str, str] | None = None
+        self._held: dict[str, str] = {}
+        """Ours in the store, as it said last."""
+        self._yielded: set[str] = set()
+        """Wanted, but another host's claim came after ours."""
+        self._fresh: set[str] = set()
+        """Wanted, and not yet put on this store: these are written over whatever is there."""
+        self._revision: dict[str, int] = {}
+        """As of when the store spoke of a key that is wanted or held."""
+        self._todo: dict[str, Claim] = {}
+
+    def set_wanted(self, records: Mapping[str, str]) -> None:
+        """Replace what this host says: key to value. Until the first one nothing is withdrawn."""
+        old = self._wanted or {}
+        new = {k for k, v in records.items() if old.get(k) != v and self._held.get(k) != v}
+        self._fresh = self._fresh & records.keys() | new
+        self._yielded &= records.keys() - self._fresh
+        self._wanted = records
+        self._todo.clear()
+        for key in {**self._held, **records}:
+            self._review(key)
+
+    def leftovers(self) -> set[str]:
+        """Return the keys that are held and no longer wanted."""
+        return self._held.keys() - (self._wanted or {}).keys()
+
+    def pending(self, limit: int) -> list[Claim]:
+        """Return the next things to do, at most *limit*."""
+        return list(islice(self._todo.values(), limit))
+
+    def settled(self) -> bool:
+        """Tell whether there is nothing to do: what is wanted is held, or left to another host."""
+        return not self._todo
+
+    def answered(self, claim: Claim, done: bool, revision: int) -> None:
+        """Take in the store's answer to *claim*; *done* is false when its condition did not hold."""
+        if isinstance(claim, Withdraw):
+            self._told(claim.key, None, revision, ours=False)
+        elif done:
+            self._told(claim.key, claim.value, revision, ours=True)
+        elif revision >= self._revision.get(claim.key, 0):
+            self._yielded.add(claim.key)
+            self._review(claim.key)
+
+    def seen(self, entries: Iterable[Entry]) -> None:
+        """Take in what the store said by itself, of any keys."""
+        for entry in entries:
+            ours = entry.value is not None and self._is_ours(entry.key, entry.value)
+            if ours or self._is_wanted(entry.key) or entry.key in self._held:
+                self._told(entry.key, entry.value, entry.revision, ours)
+
+    def load_scope(self, scope: Scope, entries: Collection[Entry], revision: int) -> None:
+        """Take in a whole scope as of *revision*: what of ours is not there is gone."""
+        there = {entry.key for entry in entries}
+        ours = {key for key in {*(self._wanted or {}), *self._held} if key.startswith(scope)}
+        self.seen(Entry(entry.key, entry.value, revision) for entry in entries)
+        self.seen(Entry(key, None, revision) for key in ours - there)
+
+    def restart(self, *, insist: bool = True) -> None:
+        """Begin with a store that is new: who held a key claims it again, who had yielded has not.
+
+        Who does not *insist* puts it only where nothing is.
+        """
+        lost = list(self._held)
+        if insist:
+            self._fresh |= self._held.keys() & (self._wanted or {}).keys()
+        self._held.clear()
+        self._revision.clear()
+        for key in lost:
+            self._review(key)
+
+    def _is_wanted(self, key: str) -> bool:
+        return self._wanted is not None and key in self._wanted
+
+    def _is_ours(self, key: str, value: str) -> bool:
+        if self._node not in value and self._node not in key:  # spares reading all the others' once more
+            return False
+        try:
+            return owner_of(key, value) == self._node
+        except Unreadable:
+            return False
+
+    def _told(self, key: str, value: str | None, revision: int, ours: bool) -> None:
+        """Note that the store has *value* under *key*; what it says of an earlier revision is old news."""
+        if revision < self._revision.get(key, 0):
+            return
+        self._revision[key] = revision
+        self._held.pop(key, None)
+        if ours and value is not None:
+            self._held[key] = value
+            self._yielded.discard(key)
+            if self._wanted is not None and self._wanted.get(key) == value:
+                self._fresh.discard(key)
+        elif value is None:
+            self._yielded.discard(key)
+        elif self._is_wanted(key) and key not in self._fresh:
+            self._yielded.add(key)
+        if not self._is_wanted(key) and key not in self._held:
+            del self._revision[key]
+        self._review(key)
+
+    def _review(self, key: str) -> None:
+        """Decide what is to be done about *key*."""
+        claim = self._claim(key)
+        if claim is None:
+            self._todo.pop(key, None)
+        else:
+            self._todo[key] = claim
+
+    def _claim(self, key: str) -> Claim | None:
+        if self._wanted is None:
+            return None
+        want, have = self._wanted.get(key), self._held.get(key)
+        if want is None:
+            return None if have is None else Withdraw(key, have)
+        if want == have or key in self._yielded:
+            return None
+        return Put(key, want, if_absent=have is None and key not in self._fresh)

@@ -1,0 +1,104 @@
+"""Between store and control plane: what we have goes out, what the others have comes in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from driver.cluster.backend import ControlPlane
+from driver.cluster.probe import answering
+from driver.cluster.publication import publication
+from driver.wish.peers import heard, merge, overdue, settle, too_many_stale
+from driver.wish.records import Publication, View
+from driver.wish.state import State
+from driver.wish.values import Address
+from driver.wish.wish import Wish
+
+log = logging.getLogger(__name__)
+
+_TICK = 5.0
+"""Seconds between looks for nodes whose grace has run out."""
+
+
+class Peering:
+    """Publishes every change of the state and merges every view into it."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        control: ControlPlane,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        probe: Callable[[Collection[Address]], Collection[Address]] = answering,
+    ) -> None:
+        """*probe* returns those of the VTEPs whose hosts answer."""
+        self._wish = wish
+        self._control = control
+        self._clock = clock
+        self._probe = probe
+        self._answering: frozenset[Address] = frozenset()
+        """Hosts that were away from the store and answered when they were asked last."""
+        self._frozen = False
+        """Whether more than half of the nodes were missing at the last look."""
+        self._view = View()
+        self._published: Publication | None = None
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="peering", daemon=True)
+
+    def start(self) -> None:
+        """Begin to publish and to listen."""
+        self._wish.subscribe(self._publish)
+        self._control.start(self._on_view)
+        self._publish()
+        self._ticker.start()
+
+    def stop(self, *, leave: bool) -> None:
+        """End; with *leave* nothing of ours stays in the control plane."""
+        self._stopped.set()
+        self._ticker.join()
+        self._control.stop(leave=leave)
+
+    def wait_published(self, timeout: float) -> bool:
+        """Wait until others can know all that this host has, and this host what they have."""
+        return self._control.wait_published(timeout)
+
+    def _publish(self) -> None:
+        with self._lock:
+            said = publication(self._wish.state)
+            if said != self._published:
+                self._published = said
+                self._control.publish(said)
+
+    def _on_view(self, view: View) -> None:
+        self._view = view
+        self._wish.change(self._merged)
+        frozen = view.connected and too_many_stale(self._wish.state.peers)
+        if frozen and not self._frozen:
+            log.error("more than half of the known nodes are missing from the store: keeping all their rows")
+        self._frozen = frozen
+
+    def _merged(self, state: State) -> State:
+        peers = merge(state.peers, self._view, state.host.id, state.networks, self._clock())
+        services = heard(state.services, self._view, state.networks)
+        if peers == state.peers and services == state.services:
+            return state
+        return replace(state, peers=peers, services=services)
+
+    def _tick(self) -> None:
+        while not self._stopped.wait(_TICK):
+            now = self._clock()
+            late = overdue(self._wish.state.peers, now)
+            if late:
+                self._settle(late, now)
+
+    def _settle(self, late: Collection[Address], now: float) -> None:
+        """Drop whom nobody hears; who became overdue while these were asked is asked next time."""
+        found = frozenset(self._probe(late))
+        for vtep in sorted(found - self._answering, key=str):
+            log.warning("host %s is away from the store and answers: its containers' rows stay", vtep)
+        self._answering = found
+        self._wish.change(lambda state: replace(state, peers=settle(state.peers, found, now)))

@@ -1,0 +1,82 @@
+"""Whether a host answers: ICMP echo (RFC 792, RFC 4443) to its VTEP, from the host's own namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Collection, Iterator
+from ipaddress import ip_address
+from typing import Final
+
+from driver.wish.values import Address
+
+log = logging.getLogger(__name__)
+
+_TRIES: Final = 4
+_PAUSE: Final = 0.5
+"""Seconds between tries, and after the last one."""
+_HEADER: Final = struct.Struct("!BBHHH")
+_ECHO: Final = {4: (8, 0), 6: (128, 129)}
+"""Type of a request, type of the answer."""
+
+
+def answering(vteps: Collection[Address]) -> set[Address]:
+    """Return those of *vteps* that answer within two seconds; none where we may not ask."""
+    found: set[Address] = set()
+    for version in (4, 6):
+        some = {vtep for vtep in vteps if vtep.version == version}
+        try:
+            found |= _ask(version, some) if some else set()
+        except OSError as error:
+            log.warning("hosts that are away cannot be asked whether they live: %s", error)
+    return found
+
+
+def _ask(version: int, vteps: set[Address]) -> set[Address]:
+    found: set[Address] = set()
+    identity = os.urandom(2)
+    with _socket(version) as raw:
+        for _ in range(_TRIES):
+            for vtep in vteps - found:
+                with contextlib.suppress(OSError):  # no route for now, or refused by a filter
+                    raw.sendto(_request(version, identity), (str(vtep), 0))
+            found |= vteps.intersection(_answers(raw, version, identity))
+            if found == vteps:
+                break
+    return found
+
+
+def _socket(version: int) -> socket.socket:
+    family, protocol = (
+        (socket.AF_INET, socket.IPPROTO_ICMP) if version == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
+    )
+    return socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+
+
+def _request(version: int, identity: bytes) -> bytes:
+    kind, number = _ECHO[version][0], int.from_bytes(identity, "big")
+    # The kernel fills in ICMPv6's checksum (RFC 3542 section 3.1).
+    checksum = 0 if version == 6 else _checksum(_HEADER.pack(kind, 0, 0, number, 1))
+    return _HEADER.pack(kind, 0, checksum, number, 1)
+
+
+def _checksum(data: bytes) -> int:
+    """Add up 16 bit words in ones' complement (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def _answers(raw: socket.socket, version: int, identity: bytes) -> Iterator[Address]:
+    """Yield who answers within the pause."""
+    end = time.monotonic() + _PAUSE
+    while (left := end - time.monotonic()) > 0 and select.select([raw], [], [], left)[0]:
+        data, (sender, *_) = raw.recvfrom(2048)
+        start = (data[0] & 0x0F) * 4 if version == 4 else 0  # IPv4 comes with its header (raw(7))
+        if data[start : start + 1] == bytes([_ECHO[version][1]]) and data[start + 4 : start + 6] == identity:
+            yield ip_address(sender)

@@ -1,0 +1,20 @@
+"""From the wish to what this host tells the others. Pure."""
+
+from __future__ import annotations
+
+from driver.wish.records import EndpointRecord, NodeRecord, Publication
+from driver.wish.state import State
+
+
+def publication(state: State) -> Publication:
+    """Return what this host tells the others: its VTEP and every endpoint that may receive."""
+    host = state.host
+    # An address has one record; the newest claim wins, and endpoints are in order of age.
+    claims = {
+        (e.network, interface.ip): EndpointRecord(e.network, interface.ip, e.mac, host.id, e.id)
+        for e in state.receivers()
+        for interface in e.interfaces
+    }
+    node = NodeRecord(host.id, host.vtep) if host.vtep is not None else None
+    endpoints = frozenset(claims.values()) if node else frozenset()
+    return Publication(node, endpoints, frozenset(state.networks), state.offer)

@@ -1,0 +1,33 @@
+"""What kernel objects of ours are called, so that a person, and a new process, knows them. Pure."""
+
+from __future__ import annotations
+
+from driver.wish.values import EndpointId, NetworkId, Vni
+
+NAMESPACE_PREFIX = "pyoverlay-"
+ALIAS_PREFIX = "pyoverlay "
+
+
+def namespace_name(network: NetworkId) -> str:
+    """Name a network's namespace; twelve characters are what ``docker network ls`` shows."""
+    return f"{NAMESPACE_PREFIX}{network[:12]}"
+
+
+def bridge_name(vni: Vni) -> str:
+    """Name the bridge of a segment."""
+    return f"br{vni}"
+
+
+def vxlan_name(vni: Vni) -> str:
+    """Name the VXLAN device of a segment."""
+    return f"vx{vni}"
+
+
+def port_name(endpoint: EndpointId) -> str:
+    """Name the bridge end of an endpoint's veth pair."""
+    return f"port{endpoint[:11]}"
+
+
+def container_name(endpoint: EndpointId) -> str:
+    """Name the container end of an endpoint's veth pair while it is in the host's namespace."""
+    return f"pyo{endpoint[:12]}"

@@ -1,0 +1,142 @@
+"""What the host's own routing says: which device leads to other hosts, what prefixes are in use."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from driver.kernel.netlink import links
+from driver.kernel.netlink.links import IFF_LOOPBACK, Link
+from driver.kernel.netlink.socket import Channel, attribute, attributes
+from driver.wish.errors import KernelError
+from driver.wish.values import Address, Prefix
+
+_GETROUTE = 26
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH = 1, 4, 5, 6, 7, 9
+_CLONED = 0x200
+_BROADCAST, _ANYCAST, _MULTICAST = 3, 4, 5
+_NEXT_HOP = struct.Struct("=HBBi")
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+#: Every host has these; no network can collide with them.
+_EVERYWHERE: tuple[Prefix, ...] = (
+    IPv4Network("127.0.0.0/8"),
+    IPv6Network("::1/128"),
+    IPv6Network("fe80::/10"),
+    IPv6Network("ff00::/8"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    prefix: Prefix
+    device: int
+    gateway: Address | None
+    source: Address | None
+    priority: int
+
+
+def device(host: Channel, vtep: Address | None) -> Link | None:
+    """Return the device that has *vtep*, or the default route; None when there is none.
+
+    An address on the loopback device says nothing of the way: then the default route's device
+    counts as well. Raises KernelError.
+    """
+    try:
+        devices = links.links(host)
+        found = _device_of(host, devices, vtep) if vtep else None
+        if vtep is None or (found and found.flags & IFF_LOOPBACK):
+            route = _default(host)
+            found = devices.get(route.device, found) if route else found
+    except OSError as failure:
+        raise _unreadable(failure) from failure
+    return found
+
+
+def default_source(host: Channel) -> Address | None:
+    """Return the host's address towards the default route; None without one. Raises KernelError."""
+    try:
+        route = _default(host)
+        if route is None:
+            return None
+        return route.source or _source_towards(host, route) or _address_on(host, route)
+    except OSError as failure:
+        raise _unreadable(failure) from failure
+
+
+def routes(host: Channel) -> frozenset[Prefix]:
+    """Return the prefixes that the host has routes to or addresses in. Raises KernelError."""
+    try:
+        found = [route.prefix for route in _routes(host)]
+    except OSError as failure:
+        raise _unreadable(failure) from failure
+    return frozenset(p for p in found if p.prefixlen and not any(_within(p, known) for known in _EVERYWHERE))
+
+
+def _device_of(host: Channel, devices: dict[int, Link], vtep: Address) -> Link | None:
+    holders = [a.index for a in links.addresses(host) if a.interface.ip == vtep]
+    return next((devices[index] for index in holders if index in devices), None)
+
+
+def _default(host: Channel) -> _Route | None:
+    """IPv4 first, then the lowest metric, as a new connection would go."""
+    candidates = [route for route in _routes(host) if not route.prefix.prefixlen and route.device]
+    return min(candidates, key=lambda route: (route.prefix.version, route.priority), default=None)
+
+
+def _source_towards(host: Channel, route: _Route) -> Address | None:
+    if route.gateway is None:
+        return None
+    packed = route.gateway.packed
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    question = _RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
+    question += attribute(_DST, packed) + attribute(_OIF, struct.pack("=I", route.device))
+    answer = host.ask(_GETROUTE, question)
+    source = attributes(answer, _RTMSG.size).get(_PREFSRC) if answer else None
+    found = ip_address(source) if source else None
+    return None if found is None or found.is_link_local else found
+
+
+def _address_on(host: Channel, route: _Route) -> Address | None:
+    version = route.prefix.version
+    found = (a.interface.ip for a in links.addresses(host) if a.index == route.device and a.is_global)
+    return next((address for address in found if address.version == version), None)
+
+
+def _routes(host: Channel) -> Iterator[_Route]:
+    for family in _FAMILIES:
+        for data in host.dump(_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            of, length, _, _, _, _, _, kind, flags = _RTMSG.unpack_from(data)
+            if of not in _FAMILIES or flags & _CLONED or kind in (_BROADCAST, _ANYCAST, _MULTICAST):
+                continue
+            values = attributes(data, _RTMSG.size)
+            if _MULTIPATH in values:  # the first next hop speaks for all
+                hop = values[_MULTIPATH]
+                values[_OIF] = struct.pack("=i", _NEXT_HOP.unpack_from(hop)[3])
+                values |= attributes(hop[: _NEXT_HOP.unpack_from(hop)[0]], _NEXT_HOP.size)
+            yield _route(of, length, values)
+
+
+def _route(family: int, length: int, values: dict[int, bytes]) -> _Route:
+    target = values.get(_DST, bytes(4 if family == socket.AF_INET else 16))
+    gateway, source = values.get(_GATEWAY), values.get(_PREFSRC)
+    return _Route(
+        ip_network((target, length), strict=False),
+        int.from_bytes(values.get(_OIF, b""), sys.byteorder),
+        ip_address(gateway) if gateway else None,
+        ip_address(source) if source else None,
+        int.from_bytes(values.get(_PRIORITY, b""), sys.byteorder),
+    )
+
+
+def _within(prefix: Prefix, known: Prefix) -> bool:
+    return prefix.version == known.version and prefix.prefixlen >= known.prefixlen and prefix[0] in known
+
+
+def _unreadable(failure: OSError) -> KernelError:
+    return KernelError(f"cannot read the host's routes: {failure.strerror}", failure.errno or 0)

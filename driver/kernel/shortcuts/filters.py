@@ -1,0 +1,176 @@
+"""Shortcuts past the bridge: a tc filter of ours on a tunnel, and its rows (ADR 12)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from driver.kernel import netns
+from driver.kernel.netlink import links, messages
+from driver.kernel.netlink.links import Link
+from driver.kernel.netlink.socket import CREATE, EXCL, Channel, Refused, Request, attribute, attributes
+from driver.kernel.objects import FLOOD_MAC, Port, Shortcut
+from driver.kernel.refusal import GONE
+from driver.kernel.shortcuts import bpf
+from driver.kernel.shortcuts.bpf import Rows
+from driver.wish.values import Mac, octets
+
+_NEWQDISC, _NEWTFILTER, _DELTFILTER, _GETTFILTER = 36, 44, 45, 46
+_TCMSG = struct.Struct("=BxxxiIII")
+_CLSACT, _CLSACT_HANDLE, _INGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2
+_HANDLE, _PRIORITY = 1, 0x7079
+_INFO = _PRIORITY << 16 | int.from_bytes(struct.pack("!H", 0x0003), sys.byteorder)  # of every protocol
+_KIND, _OPTIONS, _FD, _NAME, _FLAGS, _ID, _DIRECT = 1, 2, 6, 7, 8, 11, 1
+_NONE = (*GONE, errno.EINVAL, errno.EOPNOTSUPP)
+"""How the kernel says that there is no filter: no device, no qdisc, or none in this kernel."""
+_OUR_NAME = bpf.NAME
+"""A program that works in another way needs another name, so that it takes the old one's place."""
+
+_NEWLINK, _LOOPBACK, _EXPERIMENTAL = 16, 1, 0x88B5
+_TRIAL = Port("", "port", "", "", "peer", Mac("02:00:00:00:00:01"), 1500)
+_FRAMES, _LOOKS, _PAUSE = 32, 10, 0.02
+
+
+def try_out() -> None:
+    """Lead frames through one where nobody is; raise OSError where they do not arrive or are not counted."""
+    with contextlib.ExitStack() as stack:
+        outside, inside = _nowhere(stack), _nowhere(stack)
+        ends = [netns.inside(space, Channel.here) for space in (outside, inside)]
+        for channel in ends:
+            stack.callback(channel.close)
+        ends[0].do(Request(_NEWLINK, CREATE | EXCL, messages.new_pair(_TRIAL, inside)))
+        for channel, name in zip(ends, (_TRIAL.name, _TRIAL.peer), strict=True):
+            channel.do(Request(_NEWLINK, 0, messages.raised(_index(channel, name))))
+        port = _index(ends[0], _TRIAL.name)
+        lead(ends[0], _LOOPBACK, _TRIAL.peer_mac, port)
+        if _rows(ends[0], _LOOPBACK) != [(_TRIAL.peer_mac, port)]:
+            raise OSError(errno.EOPNOTSUPP, "its rows cannot be read back")
+        netns.inside(outside, _send)
+        if not netns.inside(inside, _are_counted):
+            raise OSError(errno.EOPNOTSUPP, "it does not count what a container gets (Linux 6.7 does)")
+
+
+def read_shortcuts(
+    channel: Channel, namespace: str, tunnel: Link, found: Mapping[int, Link]
+) -> Iterator[Shortcut]:
+    """Yield the shortcuts that begin at *tunnel*; raise OSError.
+
+    That to FLOOD_MAC, which no wish has, stands for a filter of ours whose rows nobody can read.
+    """
+    try:
+        rows = _rows(channel, tunnel.index)
+    except Refused:
+        raise
+    except OSError:  # of bpf(2): that a shortcut fails must not keep anything else from being read
+        yield Shortcut(namespace, tunnel.name, FLOOD_MAC, tunnel.name)
+        return
+    for mac, port in rows:
+        yield Shortcut(namespace, tunnel.name, mac, found[port].name if port in found else "")
+
+
+def lead(channel: Channel, tunnel: int, mac: Mac, port: int) -> None:
+    """Lead frames for *mac* from *tunnel* into the container behind *port*; raise OSError."""
+    program = _program(channel, tunnel)
+    with contextlib.closing(_install(channel, tunnel) if program is None else Rows.of(program)) as rows:
+        rows.delete(mac)  # should the next step fail, the bridge is better than a port that is gone
+        rows.put(mac, port)
+
+
+def lead_no_more(channel: Channel, tunnel: int, mac: Mac) -> None:
+    """Lead frames for *mac* over the bridge again; for FLOOD_MAC all frames. Raises OSError."""
+    program = _program(channel, tunnel)
+    if program is not None and mac == FLOOD_MAC:
+        head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
+        channel.do(Request(_DELTFILTER, 0, head + attribute(_KIND, b"bpf\0")))
+    elif program is not None:
+        with contextlib.closing(Rows.of(program)) as rows:
+            rows.delete(mac)
+
+
+def _rows(channel: Channel, tunnel: int) -> list[tuple[Mac, int]]:
+    program = _program(channel, tunnel)
+    if program is None:
+        return []
+    with contextlib.closing(Rows.of(program)) as rows:
+        return rows.dump()
+
+
+def _program(channel: Channel, tunnel: int) -> int | None:
+    """Return the id of the program of our filter; None when there is no such filter."""
+    try:
+        filters = channel.dump(_GETTFILTER, _TCMSG.pack(0, tunnel, 0, _INGRESS, 0))
+    except Refused as refused:
+        if refused.errno in _NONE:
+            return None
+        raise
+    for data in filters:
+        _, _, handle, _, info = _TCMSG.unpack_from(data)
+        options = attributes(attributes(data, _TCMSG.size).get(_OPTIONS, b""))
+        ours = options.get(_NAME, b"").rstrip(b"\0") == _OUR_NAME and _ID in options
+        if (handle, info) == (_HANDLE, _INFO) and ours:
+            return int.from_bytes(options[_ID], sys.byteorder)
+    return None
+
+
+def _install(channel: Channel, tunnel: int) -> Rows:
+    rows = Rows.new()
+    try:
+        program = rows.load()
+        try:
+            _attach(channel, tunnel, program)
+        finally:
+            os.close(program)
+    except OSError:
+        rows.close()
+        raise
+    return rows
+
+
+def _attach(channel: Channel, tunnel: int, program: int) -> None:
+    qdisc = _TCMSG.pack(0, tunnel, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_KIND, b"clsact\0")
+    (refused,) = channel.attempt([Request(_NEWQDISC, CREATE | EXCL, qdisc)])
+    if refused and refused.errno != errno.EEXIST:
+        raise refused
+    options = attribute(_FD, struct.pack("=I", program)) + attribute(_NAME, _OUR_NAME + b"\0")
+    options += attribute(_FLAGS, struct.pack("=I", _DIRECT))
+    head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
+    body = head + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
+    channel.do(Request(_NEWTFILTER, CREATE | EXCL, body))
+
+
+def _nowhere(stack: contextlib.ExitStack) -> int:
+    space = netns.create()
+    stack.callback(os.close, space)
+    return space
+
+
+def _index(channel: Channel, name: str) -> int:
+    found = links.link(channel, name)
+    if found is None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    return found.index
+
+
+def _send() -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as opened:
+        opened.bind(("lo", 0))
+        mac = octets(_TRIAL.peer_mac)
+        for _ in range(_FRAMES):
+            opened.send(mac + mac + struct.pack("!H46x", _EXPERIMENTAL))
+
+
+def _are_counted() -> bool:
+    """Tell whether most of the frames are: more than the kernel sends there of its own accord."""
+    for _ in range(_LOOKS):
+        rows = [line.split() for line in Path("/proc/thread-self/net/dev").read_text().splitlines()]
+        if sum(int(row[2]) for row in rows if row[0] == f"{_TRIAL.peer}:") > _FRAMES // 2:
+            return True
+        time.sleep(_PAUSE)
+    return False

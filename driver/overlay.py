@@ -1,0 +1,381 @@
+"""What the engine may ask of an overlay: the use cases behind the NetworkDriver methods.
+
+Each call checks everything first, then changes the state in one transaction; the engine
+thread and the control plane follow. All calls may be repeated and may come in any order:
+the engine retries, replays and forgets (moby libnetwork/drivers/remote/driver.go).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from driver.cluster.peering import Peering
+from driver.kernel.names import container_name, port_name
+from driver.pace import Pace
+from driver.reconcile.networks import NetworkReconciler
+from driver.wish.errors import BadRequest, Conflict, DriverError, KernelError, Unsupported
+from driver.wish.model import Endpoint, Network, Phase, Subnet
+from driver.wish.options import (
+    REFUSED,
+    NetworkOptions,
+    build_segments,
+    check_endpoint_options,
+    check_subnets,
+    choose_vnis,
+    parse_network_options,
+    refuse_later,
+    segments_of,
+)
+from driver.wish.state import (
+    State,
+    vnis_in_use,
+    with_allocation,
+    with_endpoint,
+    with_join,
+    with_join_answered,
+    with_join_undone,
+    with_network,
+    with_phase,
+    without_allocation,
+    without_endpoint,
+    without_network,
+)
+from driver.wish.values import (
+    VXLAN_PORT,
+    Address,
+    EndpointId,
+    Interface,
+    Mac,
+    NetworkId,
+    Prefix,
+    is_of_one_host,
+    mac_of,
+    parse_id,
+)
+from driver.wish.wish import Wish
+
+log = logging.getLogger(__name__)
+
+KERNEL_DEADLINE = 8.0
+"""Seconds that a call waits for the kernel work that it asked for."""
+ANNOUNCE_BUDGET = 2.0
+"""Seconds that a Join waits until every host can know of the container; then it goes on without."""
+NETWORK_PACE = 0.2, 1.0, 10.0
+"""Seconds between two answers to CreateNetwork in a Swarm, at least and at most; what one waits at most.
+
+The engine joins the network's gossip upon each. Of engines up to 28, one that asks another for two networks
+at once, or is asked by that one meanwhile, misses an answer and hangs for 30 s: longer than the start of a
+container may take (moby#52862).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route for the container: *destination* by way of *next_hop*, which is on its subnet."""
+
+    destination: Prefix
+    next_hop: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a container gets: the device to move into it, and routes."""
+
+    interface: str
+    routes: tuple[Route, ...] = ()
+
+
+class Overlay:
+    """The driver's use cases. Safe for all threads."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        reconciler: NetworkReconciler,
+        peering: Peering,
+        *,
+        scope: str,
+        right_scope: Callable[[], str] | None = None,
+        default_port: int = VXLAN_PORT,
+        fixed_vtep: bool = False,
+    ) -> None:
+        """*scope* is ``global`` in a Swarm, else ``local``: what the engine was told once.
+
+        *right_scope* says what it would be told now. With *fixed_vtep* the engine's announcements
+        of this host's address are ignored.
+        """
+        self.scope = scope
+        self._right_scope = right_scope or (lambda: scope)
+        self._wish = wish
+        self._reconciler = reconciler
+        self._peering = peering
+        self._default_port = default_port
+        self._fixed_vtep = fixed_vtep
+        self._pace = Pace(*NETWORK_PACE) if scope == "global" else None
+
+    def allocate_network(
+        self, network: str, options: Mapping[str, str], subnets: Sequence[Subnet]
+    ) -> Mapping[str, str]:
+        """Choose a Swarm network's VNIs; the answer replaces the user's options on every node.
+
+        A refusal is part of the answer (see options.refuse_later). An answer of ours comes
+        back after a change of leader and is honoured.
+        """
+        network_id = NetworkId(parse_id("NetworkID", network))
+        asked = {name: value for name, value in options.items() if name != REFUSED}
+        try:
+            parsed = parse_network_options(asked, self._default_port)
+            check_subnets(subnets, swarm=True)
+            vnis = self._allocate(network_id, parsed, len(segments_of(subnets)), replay="vxlan_port" in asked)
+        except (BadRequest, Conflict) as refusal:
+            log.warning("network %s: %s", network, refusal)
+            return refuse_later(asked, str(refusal))
+        return {**asked, "vni": ",".join(map(str, vnis)), "vxlan_port": str(parsed.port)}
+
+    def free_network(self, network: str) -> None:
+        """Give a Swarm network's VNIs back; an unknown network is no error."""
+        self._wish.change(lambda state: without_allocation(state, NetworkId(network)), lasting=False)
+
+    def check_network(self, options: Mapping[str, str]) -> None:
+        """Refuse bad options before anything has been made (GwAllocCheck, Engine 28 and newer)."""
+        self._check_scope()
+        self._parse(options)
+
+    def create_network(
+        self, network: str, options: Mapping[str, str], subnets: Sequence[Subnet], *, internal: bool
+    ) -> None:
+        """Record a network; the kernel sees nothing of it before the first Join.
+
+        The same network again, changed or not, replaces the record: after an unclean stop
+        the engine creates Swarm networks anew without having deleted them.
+        """
+        self._check_scope()
+        network_id = NetworkId(parse_id("NetworkID", network))
+        self._check_maker(network_id)
+        parsed = self._parse(options)
+        check_subnets(subnets, swarm=self.scope == "global")
+        groups = segments_of(subnets)
+
+        def transition(state: State) -> State:
+            # A network that the engine has forgotten must not hold a VNI that the user asks for.
+            used = vnis_in_use(state, besides=network_id, doubtful=not parsed.vnis)
+            vnis = choose_vnis(network_id, parsed.vnis, len(groups), used if self.scope == "local" else ())
+            segments = build_segments(vnis, groups)
+            return with_network(
+                state,
+                Network(network_id, segments, parsed.port, parsed.mtu, parsed.underlay_mtu, internal),
+            )
+
+        self._wish.change(transition)
+        if self._pace:
+            self._pace.await_turn()
+
+    def delete_network(self, network: str) -> None:
+        """Forget a network and all of it in the kernel; an unknown one is no error."""
+        network_id = NetworkId(network)
+        revision = self._wish.change(lambda state: without_network(state, network_id), lasting=False)
+        self._best_effort(network_id, revision, "DeleteNetwork")
+
+    def create_endpoint(
+        self,
+        network: str,
+        endpoint: str,
+        interfaces: Sequence[Interface],
+        mac: Mac | None,
+        options: Mapping[str, object],
+    ) -> Mac | None:
+        """Record an endpoint and announce it; return its MAC unless the engine gave one.
+
+        Announced here, ahead of Join, the container is known everywhere when it starts.
+        """
+        network_id = NetworkId(network)
+        endpoint_id = EndpointId(parse_id("EndpointID", endpoint))
+        check_endpoint_options(options)
+        if not interfaces:
+            raise BadRequest.field("Interface.Address", "", "the network's IPAM driver must give an address")
+        chosen = mac or mac_of(interfaces[0].ip)
+
+        def transition(state: State) -> State:
+            known = state.network(network_id)
+            _check_addresses(known, interfaces)
+            if self.scope == "local":
+                _check_free(state, network_id, endpoint_id, interfaces)
+            return with_endpoint(state, Endpoint(endpoint_id, network_id, tuple(interfaces), chosen))
+
+        self._wish.change(transition)
+        return None if mac else chosen
+
+    def delete_endpoint(self, network: str, endpoint: str) -> None:
+        """Forget an endpoint; an unknown one is no error.
+
+        Its veth pair goes a little later: the kernel takes 20 ms to let go of a device, for which no
+        container has to wait. A Join that comes next, and DeleteNetwork, find it gone.
+        """
+        endpoint_id = EndpointId(endpoint)
+        self._wish.change(lambda state: without_endpoint(state, endpoint_id), lasting=False)
+
+    def join(self, network: str, endpoint: str, sandbox: str) -> Attachment:
+        """Make the container's interface, ready to be moved, and all that it needs to work.
+
+        Raises KernelError when this host cannot provide it; nothing half-made stays then.
+        """
+        network_id, endpoint_id = NetworkId(network), EndpointId(endpoint)
+        state = self._wish.state
+        known = state.network(network_id)
+        joined = state.endpoint(network_id, endpoint_id)
+        if self.scope == "global" and state.host.vtep is None:
+            raise Unsupported(
+                "the VTEP address of this host is not known: the engine announces it while the node is in a "
+                "Swarm; wait for it, or set PYOVERLAY_VTEP to one of the host's addresses"
+            )
+        log.debug("endpoint %s joins sandbox %s", endpoint_id, sandbox)
+        this = object()
+        revision = self._wish.change(
+            lambda s: with_join(s, s.endpoint(network_id, endpoint_id), sandbox, this)
+        )
+        try:
+            self._reconciler.wait_applied(network_id, revision, KERNEL_DEADLINE, port_name(endpoint_id))
+        except KernelError:
+            undone = self._wish.change(lambda s: with_join_undone(s, endpoint_id, this), lasting=False)
+            self._best_effort(network_id, undone, "Join")
+            raise
+        self._announce(network_id, endpoint_id)
+        self._wish.change(lambda s: with_join_answered(s, endpoint_id, this))
+        return Attachment(container_name(endpoint_id), _routes(known, joined))
+
+    def leave(self, network: str, endpoint: str) -> None:
+        """Take an endpoint out of service; the pair stays for the engine to move back.
+
+        One that is not known, or has left, is no error.
+        """
+
+        def transition(state: State) -> State:
+            known = state.endpoints.get(EndpointId(endpoint))
+            if known is None or known.phase is not Phase.JOINED:
+                return state
+            return with_phase(state, known, Phase.LEFT)
+
+        self._wish.change(transition, lasting=False)
+
+    def node_discovered(self, address: Address, *, is_self: bool) -> None:
+        """Learn this host's VTEP address from the engine; what it says of others is only a hint."""
+        if is_self and not self._fixed_vtep:
+            log.info("the engine announces this host as %s", address)
+            self._wish.change(lambda state: replace(state, host=replace(state.host, vtep=address)))
+
+    def node_lost(self, address: Address) -> None:
+        """Take note; a peer's engine also says so when it only restarts, with its containers running."""
+        log.info("the engine says that node %s is gone; the control plane decides", address)
+
+    def in_use(self, prefix: Prefix, address: Address) -> bool:
+        """Return whether a container of this host has *address* in a network with subnet *prefix*.
+
+        In a Swarm the leader decides who has an address, and after an unclean stop of the engine
+        records of dead containers remain: there the answer is always no.
+        """
+        if self.scope == "global":
+            return False
+        state = self._wish.state
+        return any(
+            subnet.prefix == prefix and state.holder(network.id, address) is not None
+            for network in state.networks.values()
+            for segment in network.segments
+            for subnet in segment.subnets
+        )
+
+    def _check_scope(self) -> None:
+        """Refuse networks in the seconds between `docker swarm join` or `leave` and our own restart."""
+        if self._right_scope() != self.scope:
+            raise Unsupported(
+                f"this host has just {'left' if self.scope == 'global' else 'joined'} a Swarm and the plugin "
+                "starts anew for it: try again in a few seconds"
+            )
+
+    def _check_maker(self, network: NetworkId) -> None:
+        """Refuse what an engine makes alone because it has not asked yet who makes networks in a Swarm.
+
+        It asks a second or two after our start. Networks from before the Swarm are known.
+        """
+        if self.scope == "global" and is_of_one_host(network) and network not in self._wish.state.networks:
+            raise Unsupported(
+                f"network {network[:12]}: this host has just joined a Swarm, and its engine would make the "
+                "network for this host alone: try again in a few seconds, on a manager"
+            )
+
+    def _parse(self, options: Mapping[str, str]) -> NetworkOptions:
+        if REFUSED in options:
+            raise BadRequest(options[REFUSED])
+        return parse_network_options(options, self._default_port)
+
+    def _allocate(
+        self, network: NetworkId, parsed: NetworkOptions, segments: int, *, replay: bool
+    ) -> tuple[int, ...]:
+        allocated: list[tuple[int, ...]] = []
+
+        def transition(state: State) -> State:
+            given = parsed.vnis or state.allocations.get(network, ())
+            in_use = vnis_in_use(state, besides=network, doubtful=not parsed.vnis)
+            used = () if replay and given else in_use
+            vnis = choose_vnis(network, given, segments, used)
+            allocated.append(vnis)
+            return with_allocation(state, network, vnis)
+
+        self._wish.change(transition)
+        return allocated[-1]
+
+    def _announce(self, network: NetworkId, endpoint: EndpointId) -> None:
+        """Wait, within the budget, until others know us and the kernel knows what they have."""
+        if not self._peering.wait_published(ANNOUNCE_BUDGET):
+            log.warning("endpoint %s: announced later, the control plane's store is away", endpoint)
+            return
+        _, revision = self._wish.snapshot()
+        try:
+            self._reconciler.wait_applied(network, revision, KERNEL_DEADLINE)
+        except KernelError as error:
+            log.warning("endpoint %s: %s", endpoint, error)
+
+    def _best_effort(self, network: NetworkId, revision: int, call: str) -> None:
+        """Wait for clean-up; the engine would not call again, so our own retries must do it."""
+        try:
+            self._reconciler.wait_applied(network, revision, KERNEL_DEADLINE)
+        except DriverError as error:
+            log.warning("%s: network %s: %s; trying on", call, network, error)
+
+
+def _check_addresses(network: Network, interfaces: Sequence[Interface]) -> None:
+    segment = network.segment_of(interfaces[0].ip)
+    for interface in interfaces:
+        if segment is None or segment.subnet_of(interface.ip) is None:
+            subnets = ", ".join(str(s.prefix) for seg in network.segments for s in seg.subnets)
+            raise BadRequest.field(
+                "Interface.Address", str(interface), f"the network's subnets are {subnets}"
+            )
+
+
+def _check_free(
+    state: State, network: NetworkId, endpoint: EndpointId, interfaces: Sequence[Interface]
+) -> None:
+    for interface in interfaces:
+        holder = state.holder(network, interface.ip)
+        if holder is not None and holder.id != endpoint:
+            raise Conflict(
+                f"address {interface.ip} is used by endpoint {holder.id[:12]} of the same network: "
+                "choose another"
+            )
+
+
+def _routes(network: Network, endpoint: Endpoint) -> tuple[Route, ...]:
+    """Return the ways to the network's other subnets, by the gateway of the endpoint's own."""
+    own = network.segment_of(endpoint.interfaces[0].ip)
+    if own is None:
+        return ()
+    gateways = {s.prefix.version: s.gateway for s in own.subnets if s.gateway is not None}
+    versions = {interface.version for interface in endpoint.interfaces}
+    others = (s for segment in network.segments if segment is not own for s in segment.subnets)
+    return tuple(
+        Route(other.prefix, gateways[other.prefix.version])
+        for other in others
+        if other.prefix.version in gateways and other.prefix.version in versions
+    )

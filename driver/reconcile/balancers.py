@@ -1,0 +1,73 @@
+"""Services with virtual addresses: what the Swarm's leader says, and what this host makes of it. Pure.
+
+Three rules decide where a connection to a virtual address goes:
+
+* The leader's word stands until it says something else: not while the store is away, nor while a new
+  store has yet to hear from it.
+* A backend that no host announces (any more) gets nothing, whatever the leader says: it knows of an end
+  later than we do. As long as this host does not know what others announce, it takes the leader's word.
+* A backend on a host that is away from the store gets nothing while there is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from driver.kernel.names import namespace_name
+from driver.kernel.objects import Balancer, Key, Services
+from driver.wish.model import Phase
+from driver.wish.state import State
+from driver.wish.values import Address, NetworkId
+
+
+def usable(state: State, network: NetworkId) -> Services | None:
+    """Return where this host's containers go for each virtual address; None while nobody has said."""
+    services = state.services.get(network)
+    if services is None:
+        return None
+    peers = state.peers.entries.get(network, {})
+    announced = {a for e in state.receivers() if e.network == network for a in e.addresses}.union(peers)
+    away = {id_ for id_, node in state.peers.nodes.items() if node.stale_since is not None}
+    synced = network in state.peers.synced
+
+    def well(backend: Address) -> bool:
+        return backend not in peers or peers[backend].node not in away
+
+    found: dict[Address, tuple[Address, ...]] = {}
+    for vip, service in services.items():
+        if vip.version == 4 and vip not in announced:
+            known = service.backends
+            if synced and not announced.issuperset(known):
+                known = tuple(filter(announced.__contains__, known))
+            found[vip] = (tuple(filter(well, known)) if away else known) or known
+    return found
+
+
+def balancers(
+    state: State, services: Mapping[NetworkId, Services | None]
+) -> tuple[dict[str, dict[Key, Balancer]], set[Key]]:
+    """Return what each sandbox must hold, and the keys of what is to stay as it is.
+
+    Sandboxes that are to hold nothing are there, too.
+    """
+    wanted: dict[str, dict[Key, Balancer]] = {}
+    kept: set[Key] = set()
+    for endpoint in state.endpoints.values():
+        if not endpoint.sandbox:
+            continue
+        of_sandbox = wanted.setdefault(endpoint.sandbox, {})
+        if endpoint.phase is not Phase.JOINED or endpoint.id in state.doubtful:
+            continue
+        known = services.get(endpoint.network)
+        name, turn = namespace_name(endpoint.network), _turn(endpoint.id)
+        balancer = Balancer(endpoint.sandbox, name, known or {}, turn)
+        if known is None:
+            kept.add(balancer.key)
+        elif known:
+            of_sandbox[balancer.key] = balancer
+    return wanted, kept
+
+
+def _turn(endpoint: str) -> int:
+    """With which backend a container begins: by its id, which is drawn at random."""
+    return sum(endpoint.encode())

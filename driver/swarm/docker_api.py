@@ -1,0 +1,191 @@
+"""The engine's API, as far as it tells of Swarm and networks. Never called while the engine waits for us.
+
+Paths without a version mean the engine's own newest one; the few fields read here have been the
+same from 20.10 to 29 (https://docs.docker.com/reference/api/engine/).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+DEFAULT_SOCKET: Final = Path("/run/docker.sock")
+_SECONDS: Final = 2.0
+_MAX_ANSWER: Final = 8 << 20
+_LIST_SECONDS: Final = 10.0
+_MAX_LIST: Final = 256 << 20
+_STATES: Final = frozenset({"inactive", "pending", "active", "error", "locked"})
+
+
+class EngineAway(Exception):
+    """The engine did not answer, or not in a way that says anything."""
+
+
+class Leadership(Enum):
+    """Whether this node leads its Swarm."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+    """The engine is away, or the managers have no quorum: the last known answer stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmFacts:
+    """What the engine says of its Swarm."""
+
+    state: str = ""
+    """LocalNodeState: inactive, pending, active, error or locked; empty before the engine was asked."""
+    node: str = ""
+    address: str = ""
+    manager: bool = False
+    managers: tuple[str, ...] = ()
+    """Hosts of all managers, addresses as a rule, without ports."""
+
+    @property
+    def member(self) -> bool | None:
+        """Whether this node is in a Swarm; None when the engine cannot tell for now."""
+        return {"active": True, "inactive": False}.get(self.state)
+
+
+class DockerApi:
+    """A client of the engine on its Unix socket."""
+
+    def __init__(self, path: Path = DEFAULT_SOCKET) -> None:
+        self._path = path
+
+    def info(self) -> SwarmFacts:
+        """Ask what the Swarm is; raise EngineAway when there is no answer."""
+        status, answer = self._get("/info")
+        swarm = answer.get("Swarm")
+        if status != 200 or not isinstance(swarm, dict) or swarm.get("LocalNodeState") not in _STATES:
+            raise EngineAway(f"{self._path}: /info answered {status} without a Swarm state")
+        managers = [m.get("Addr") for m in swarm.get("RemoteManagers") or [] if isinstance(m, dict)]
+        return SwarmFacts(
+            state=swarm["LocalNodeState"],
+            node=str(swarm.get("NodeID") or ""),
+            address=str(swarm.get("NodeAddr") or ""),
+            manager=swarm.get("ControlAvailable") is True,
+            managers=tuple(sorted({_host(m) for m in managers if isinstance(m, str) and m})),
+        )
+
+    def leadership(self, facts: SwarmFacts) -> Leadership:
+        """Ask whether the node of *facts* leads the Swarm; never raises."""
+        if facts.member is False or (facts.member and not facts.manager):
+            return Leadership.NO
+        if not facts.node:
+            return Leadership.UNKNOWN
+        try:
+            status, answer = self._get(f"/nodes/{facts.node}")
+        except EngineAway:
+            return Leadership.UNKNOWN
+        if status != 200 or answer.get("ID") != facts.node:
+            return Leadership.UNKNOWN
+        manager = answer.get("ManagerStatus")
+        leads = isinstance(manager, dict) and manager.get("Leader") is True
+        return Leadership.YES if leads else Leadership.NO
+
+    def knows_network(self, network: str) -> bool:
+        """Ask for a network by its id; raise EngineAway when there is no answer.
+
+        A worker knows the Swarm's networks that it uses, a manager all. Of one that is not known,
+        the engine will say CreateNetwork before anything else.
+        """
+        status, answer = self._get(f"/networks/{network}")
+        if status not in (200, 404):
+            raise EngineAway(f"{self._path}: /networks/{network} answered {status}")
+        return status == 200 and answer.get("Id") == network
+
+    def list(self, what: str, **filters: Collection[str]) -> list[Mapping[str, Any]]:
+        """Ask for all "services", "tasks" or "networks" that pass *filters*; raise EngineAway.
+
+        Only a manager of a Swarm with a quorum knows of services and tasks.
+        """
+        chosen = json.dumps({name.replace("_", "-"): sorted(values) for name, values in filters.items()})
+        path = f"/{what}?filters={quote(chosen)}" if filters else f"/{what}"
+        status, answer = self._ask(path, _LIST_SECONDS, _MAX_LIST)
+        if status != 200 or not isinstance(answer, list):
+            raise EngineAway(f"{self._path}: /{what} answered {status}")
+        return [item for item in answer if isinstance(item, dict)]
+
+    def events(self, *kinds: str) -> Events:
+        """Listen to what the engine tells of objects of *kinds*; raise EngineAway."""
+        return Events(self._path, f"/events?filters={quote(json.dumps({'type': sorted(kinds)}))}")
+
+    def _get(self, path: str) -> tuple[int, Mapping[str, Any]]:
+        status, answer = self._ask(path, _SECONDS, _MAX_ANSWER)
+        return status, answer if isinstance(answer, dict) else {}
+
+    def _ask(self, path: str, seconds: float, size: int) -> tuple[int, object]:
+        connection = _UnixConnection(self._path, seconds)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read(size))
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            raise EngineAway(f"{self._path}: {path}: {type(error).__name__}: {error}") from None
+        finally:
+            connection.close()
+
+
+class Events:
+    """What the engine tells by itself. One thread listens; any thread may close."""
+
+    def __init__(self, path: Path, request: str) -> None:
+        self._connection = _UnixConnection(path, _SECONDS)
+        self._name = f"{path}: /events"
+        try:
+            self._connection.request("GET", request)
+            self._socket = self._connection.sock
+            self._response = self._connection.getresponse()
+            if self._response.status != 200:
+                raise EngineAway(f"{self._name} answered {self._response.status}")
+            self._socket.settimeout(None)  # quiet is normal
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise EngineAway(f"{self._name}: {type(error).__name__}: {error}") from None
+
+    def await_event(self) -> None:
+        """Wait for the next event; raise EngineAway when there will be none."""
+        try:
+            line = self._response.readline()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise EngineAway(f"{self._name}: {type(error).__name__}: {error}") from None
+        if not line:
+            raise EngineAway(f"{self._name}: the stream has ended")
+
+    def close(self) -> None:
+        """End it: who waits gets an EngineAway."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__("docker", timeout=seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the path instead of to the host."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _host(address: str) -> str:
+    """Return the host of "host:port", "[v6]:port", or of an address that has no port."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, colon, _ = address.rpartition(":")
+    return host if colon and ":" not in host else address

@@ -1,0 +1,254 @@
+"""The etcd that a Swarm leader runs for all nodes: a child process with an empty, passing store.
+
+Nothing in it needs to outlive it, since every node writes its own records again. So it has one
+member, no fsync, and no neighbours: its peer address is a Unix socket in its private folder.
+Clients and server prove themselves with the Swarm's certificates, which Go reads as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import requests
+
+from driver.cluster.etcd.tls import Credentials, TlsSessions
+from driver.wish.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+_PEER: Final = "unix://peer:0"
+"""A socket named ``peer:0`` in the working folder (etcd wants a port even there)."""
+_EXEC: Final = 'test "$PPID" = "$1" && shift && exec "$@"'
+"""Run once the kernel will end us with our parent: who has lost it before that must not begin."""
+_STOP_SECONDS: Final = 2.0
+_HEALTH_SECONDS: Final = 1.0
+_QUOTA: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdSettings:
+    """What one etcd server is started with."""
+
+    binary: str
+    folder: Path
+    """Private to the server: emptied at every start, removed at the end."""
+    port: int
+    credentials: Credentials
+
+
+class EtcdProcess:
+    """One run of the child process. For one thread."""
+
+    def __init__(self, settings: EtcdSettings, address: str) -> None:
+        self._settings = settings
+        self.address = address
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._sessions = TlsSessions(settings.credentials)
+        self._version: object = None
+        self._session: requests.Session | None = None
+        self._root = _content(settings.credentials.ca)
+
+    @property
+    def url(self) -> str:
+        """The address that the other nodes reach it by."""
+        return f"https://{bracket(self.address)}:{self._settings.port}"
+
+    def start(self) -> None:
+        """Start it; raise StoreUnavailable with the way out when that cannot work.
+
+        The thread that calls this must outlive the server: the kernel ends the child with it.
+        """
+        settings = self._settings
+        _check_port(settings.port, self._family())
+        self._renew()
+        command = self._command()
+        shutil.rmtree(settings.folder, ignore_errors=True)
+        try:
+            settings.folder.mkdir(mode=0o700, parents=True)
+            self._process = subprocess.Popen(
+                command,
+                cwd=settings.folder,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},  # ETCD_… variables would be settings
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
+            raise StoreUnavailable(f"etcd cannot be started: {error}") from None
+        self._reader = threading.Thread(
+            target=_relay_log, args=(self._process.stderr,), name="etcd-log", daemon=True
+        )
+        self._reader.start()
+
+    def alive(self) -> bool:
+        """Tell whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def healthy(self) -> bool:
+        """Tell whether it serves: asked over its own port, as a client would."""
+        try:
+            return _is_healthy(self._renew(), self._loopback(), self._settings.port)
+        except StoreUnavailable:
+            return False
+
+    def outdated(self) -> bool:
+        """Tell whether the root certificate was replaced: etcd reads the others anew, but not that one."""
+        return _content(self._settings.credentials.ca) not in (self._root, b"")
+
+    def wait_healthy(self, seconds: float, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until it serves; return False when it died, time ran out, or *stopped* says so."""
+        deadline = time.monotonic() + seconds
+        while self.alive() and not stopped() and time.monotonic() < deadline:
+            if self.healthy():
+                return True
+            time.sleep(0.02)
+        return False
+
+    def stop(self) -> None:
+        """End it and remove what it wrote; whatever state it is in."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._reader is not None:
+            self._reader.join(_STOP_SECONDS)
+        if self._session is not None:
+            self._session.close()
+        self._process = self._reader = self._session = None
+        shutil.rmtree(self._settings.folder, ignore_errors=True)
+
+    def _renew(self) -> requests.Session:
+        """Return a session with the present certificates."""
+        version = self._sessions.version()
+        if self._session is None or version != self._version:
+            if self._session is not None:
+                self._session.close()
+            self._session, self._version = self._sessions.session(), version
+        return self._session
+
+    def _family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+
+    def _loopback(self) -> str:
+        return "::1" if self._family() is socket.AF_INET6 else "127.0.0.1"
+
+    def _command(self) -> list[str]:
+        settings, credentials = self._settings, self._settings.credentials
+        listen = "[::]" if self._family() is socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - mutual TLS guards it
+        options = {
+            "name": "leader",
+            "data-dir": "data",
+            "listen-client-urls": f"https://{listen}:{settings.port}",
+            "advertise-client-urls": self.url,
+            "listen-peer-urls": _PEER,
+            "initial-advertise-peer-urls": _PEER,
+            "initial-cluster": f"leader={_PEER}",
+            "initial-cluster-token": uuid.uuid4().hex,  # makes the cluster id, which tells a store as new
+            "cert-file": str(credentials.certificate),
+            "key-file": str(credentials.key),
+            "trusted-ca-file": str(credentials.ca),
+            "client-cert-auth": "true",
+            "auto-compaction-mode": "periodic",
+            "auto-compaction-retention": "10m",
+            "quota-backend-bytes": str(_QUOTA),
+            "heartbeat-interval": "100",
+            "election-timeout": "500",  # the one member elects itself only after it
+            "unsafe-no-fsync": "true",
+            "logger": "zap",
+            "log-level": "error",  # below, the gateway complains of every single request
+        }
+        return [
+            *("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _EXEC, "sh", str(os.getpid())),
+            _find(settings.binary),
+            *(f"--{name}={value}" for name, value in options.items()),
+        ]
+
+
+def serves(sessions: TlsSessions, host: str, port: int) -> bool:
+    """Tell whether a store answers under an address, as a client would see it."""
+    try:
+        with sessions.session() as session:
+            return _is_healthy(session, host, port)
+    except StoreUnavailable:
+        return False
+
+
+def _is_healthy(session: requests.Session, host: str, port: int) -> bool:
+    try:
+        answer = session.get(f"https://{bracket(host)}:{port}/health", timeout=_HEALTH_SECONDS).json()
+    except (requests.RequestException, ValueError):
+        return False
+    return isinstance(answer, dict) and answer.get("health") == "true"
+
+
+def bracket(host: str) -> str:
+    """Return *host* as a URL wants it."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _find(binary: str) -> str:
+    path = shutil.which(binary)
+    if path is None:
+        raise StoreUnavailable(
+            f"{binary} is not to be found: install etcd 3.5 on this host, or name a store of your own with"
+            " the setting PYOVERLAY_STORE"
+        )
+    return path
+
+
+def _check_port(port: int, family: socket.AddressFamily) -> None:
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+            probe.listen()
+        except OSError as error:
+            raise StoreUnavailable(
+                f"port {port} for the Swarm's store is not to be had on this host ({error.strerror}): free"
+                " it, or choose another one, the same on all nodes, with the setting PYOVERLAY_STORE_PORT"
+            ) from None
+
+
+def _content(path: Path) -> bytes:
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def _relay_log(stream: IO[bytes] | None) -> None:
+    """Take etcd's log over into ours, until it ends."""
+    with suppress(ValueError, OSError):
+        for line in stream or ():
+            level, message = _parse(line)
+            log.log(level, "etcd: %s", message)
+    if stream is not None:
+        stream.close()
+
+
+def _parse(line: bytes) -> tuple[int, str]:
+    text = line.decode(errors="replace").strip()
+    try:
+        fields = json.loads(text)
+        message = str(fields.pop("msg"))
+        level = logging.getLevelNamesMapping().get(str(fields.pop("level")).upper(), logging.ERROR)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return logging.WARNING, text
+    rest = ", ".join(f"{name}={value}" for name, value in fields.items() if name not in ("ts", "caller"))
+    return min(level, logging.ERROR), f"{message} ({rest})" if rest else message

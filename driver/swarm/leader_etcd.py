@@ -1,0 +1,136 @@
+"""The store of a Swarm: whoever leads the Swarm runs it, everybody else finds it.
+
+One thread asks the engine. On every node it keeps the managers' addresses; on managers it also
+looks, every second, who leads, and starts or stops the etcd of this host accordingly. When the
+engine cannot tell (it restarts, the managers have no quorum) everything stays as it is, unless another
+manager serves: then the Swarm has a leader, and it is not us. Two stores at a time would part the nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from driver.cluster.etcd.tls import TlsSessions
+from driver.swarm.docker_api import DockerApi, EngineAway, Leadership, SwarmFacts
+from driver.swarm.etcd_process import EtcdSettings, bracket, serves
+from driver.swarm.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+_LEADER_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.5
+_INFO_SECONDS: Final = 10.0
+_MIN_SECONDS: Final = 0.1
+
+
+class LeaderEtcd:
+    """Finds the store of the Swarm, and runs it where it is this host's turn."""
+
+    def __init__(self, docker: DockerApi, settings: EtcdSettings) -> None:
+        self._docker = docker
+        self._settings = settings
+        self._wake = threading.Event()
+        self._stopping = False
+        self._facts = SwarmFacts()
+        self._managers: tuple[str, ...] = ()
+        self._wanted = True
+        self._info_at = 0.0
+        self._complaint = ""
+        self._sessions = TlsSessions(settings.credentials)
+        self._etcd = Supervisor(settings, lambda: self._stopping)
+        self._thread = threading.Thread(target=self._run, name="swarm-store", daemon=True)
+
+    def start(self) -> None:
+        """Begin to ask the engine, which need not be up yet."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and the server with it."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def endpoints(self) -> Sequence[str]:
+        """Return where the store may be, the likeliest first; returns at once.
+
+        To ask means that the store is away: the list is then brought up to date.
+        """
+        if not self._wanted:
+            self._wanted = True
+            self._wake.set()
+        hosts = dict.fromkeys(self._managers)
+        own = self._facts.address
+        if self._etcd.serving and own:
+            hosts = dict.fromkeys([own, *hosts])
+        return [f"https://{bracket(host)}:{self._settings.port}" for host in hosts]
+
+    @property
+    def serving(self) -> bool:
+        """Whether this host runs the store at present."""
+        return self._etcd.serving
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._look()
+            except Exception:  # a thread that ends leaves the Swarm without a store
+                log.exception("looking after the Swarm's store failed in a way that was not foreseen")
+            if self._wake.wait(self._patience()) and not self._stopping:
+                self._wake.clear()
+                time.sleep(_MIN_SECONDS)  # however often we are asked
+        self._etcd.stop("this plugin stops")
+
+    def _patience(self) -> float:
+        if self._wanted:
+            return _RETRY_SECONDS
+        settled = self._facts.member is not None and not self._facts.manager
+        return _INFO_SECONDS if settled else _LEADER_SECONDS
+
+    def _look(self) -> None:
+        """Ask the engine, and have the server run here, or not."""
+        if self._wanted or time.monotonic() >= self._info_at:
+            self._refresh()
+        leadership = self._docker.leadership(self._facts)
+        if leadership is Leadership.YES:
+            self._etcd.keep_running(self._facts.address)
+        elif leadership is Leadership.NO:
+            self._etcd.stop("this node does not lead the Swarm")
+        else:
+            self._info_at = 0.0  # it is /info that tells a node of its demotion
+            if self._etcd.serving and self._another_serves():
+                self._etcd.stop("another manager serves, and the engine here cannot tell")
+            self._etcd.keep()
+
+    def _another_serves(self) -> bool:
+        """Tell whether the store of another manager answers."""
+        others = (host for host in self._managers if host != self._facts.address)
+        return any(serves(self._sessions, host, self._settings.port) for host in others)
+
+    def _refresh(self) -> None:
+        try:
+            facts = self._docker.info()
+        except EngineAway as error:
+            self._complain(str(error))
+            return
+        self._complain("")
+        self._wanted = False
+        self._info_at = time.monotonic() + _INFO_SECONDS
+        if facts != self._facts:
+            log.info(
+                "Swarm: %s, manager: %s, managers: %s", facts.state, facts.manager, ", ".join(facts.managers)
+            )
+        self._facts = facts
+        if facts.member is False:
+            self._managers = ()
+        elif facts.managers:
+            self._managers = facts.managers
+
+    def _complain(self, reason: str) -> None:
+        if reason and reason != self._complaint:
+            log.warning("the engine cannot be asked about the Swarm: %s", reason)
+        self._complaint = reason

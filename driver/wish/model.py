@@ -1,0 +1,124 @@
+"""The nouns of the overlay, as immutable values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from driver.wish.values import VXLAN_PORT, Address, EndpointId, Interface, Mac, NetworkId, NodeId, Prefix, Vni
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """One prefix of a network and the address that the host routes it with, if it has one."""
+
+    prefix: Prefix
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One broadcast domain: a bridge, a VXLAN device and a VNI, with the subnets on it.
+
+    A segment has one subnet, or an IPv4 and an IPv6 one for dual stack.
+    """
+
+    vni: Vni
+    subnets: tuple[Subnet, ...]
+
+    def subnet_of(self, address: Address) -> Subnet | None:
+        """Return the subnet that contains *address*, or None."""
+        return next((s for s in self.subnets if address in s.prefix), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """An overlay network as the engine created it on this host."""
+
+    id: NetworkId
+    segments: tuple[Segment, ...]
+    port: int = VXLAN_PORT
+    mtu: int | None = None
+    """What the containers see, if the user said so."""
+    underlay_mtu: int | None = None
+    """The underlay's MTU, if the user said so; None: ask the kernel."""
+    internal: bool = False
+
+    def segment_of(self, address: Address) -> Segment | None:
+        """Return the segment that carries *address*, or None."""
+        return next((s for s in self.segments if s.subnet_of(address)), None)
+
+
+class Phase(Enum):
+    """How far an endpoint has come on its way into a container and out again."""
+
+    CREATED = "created"
+    JOINED = "joined"
+    """The engine has the container end, or is about to: a vanished pair is never made anew."""
+    LEFT = "left"
+    """The container end comes back to us before DeleteEndpoint; nobody may send to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A local container's attachment point."""
+
+    id: EndpointId
+    network: NetworkId
+    interfaces: tuple[Interface, ...]
+    """Its addresses with the prefix length of their subnets: IPv4 first, then IPv6."""
+    mac: Mac
+    phase: Phase = Phase.CREATED
+    sandbox: str = ""
+    """The container's namespace, by the path that the engine said at Join; it may come only after that."""
+
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """Its addresses alone."""
+        return frozenset(interface.ip for interface in self.interfaces)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another host's endpoint as this host forwards to it."""
+
+    mac: Mac
+    vtep: Address
+    node: NodeId
+    """Empty for a row adopted from the kernel after a restart, whose node is not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerNode:
+    """Another host. *stale_since* is when its lease was seen to be gone (monotonic seconds)."""
+
+    vtep: Address
+    stale_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """All that this host knows of others. Soft state: never on disk, taken from the control plane."""
+
+    nodes: Mapping[NodeId, PeerNode] = field(default_factory=lambda: MappingProxyType({}))
+    entries: Mapping[NetworkId, Mapping[Address, Peer]] = field(default_factory=lambda: MappingProxyType({}))
+    synced: frozenset[NetworkId] = frozenset()
+    """Networks whose whole table was seen since this process started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """This host: a random identity that lasts, and its VTEP address once it is known."""
+
+    id: NodeId
+    vtep: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Underlay:
+    """What the kernel says about the way to other hosts: the device of the VTEP address and its MTU."""
+
+    device: str
+    mtu: int

@@ -1,0 +1,84 @@
+"""Value types of the overlay: parsed once at the edge, never strings inside."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import NewType, TypeAlias
+
+from driver.wish.errors import BadRequest
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Interface: TypeAlias = IPv4Interface | IPv6Interface
+Prefix: TypeAlias = IPv4Network | IPv6Network
+
+NetworkId = NewType("NetworkId", str)
+EndpointId = NewType("EndpointId", str)
+NodeId = NewType("NodeId", str)
+Mac = NewType("Mac", str)
+"""Lower-case, colon-separated, 17 characters."""
+Vni = NewType("Vni", int)
+"""VXLAN network identifier, 24 bits (RFC 7348 section 5)."""
+
+MAX_VNI = (1 << 24) - 1
+VXLAN_PORT = 4789
+"""IANA's UDP port for VXLAN (RFC 7348 section 5)."""
+
+TUNNEL_MTU = 65485
+"""Of every VXLAN device and every bridge end of a veth pair, whatever the containers have (ADR 7).
+
+The most that a tunnel can carry: of the 65535 bytes of an outer IPv4 packet 50 are not the container's.
+"""
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_ENGINE_ID = 64
+"""Characters of the ids that an engine draws (moby pkg/stringid)."""
+_ID = re.compile(r"[0-9a-zA-Z]{1,128}")
+
+
+def parse_mac(field: str, text: str) -> Mac:
+    """Read a unicast MAC address; raise BadRequest naming *field* otherwise."""
+    mac = text.strip().lower().replace("-", ":")
+    if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        raise BadRequest.field(field, text, "give a unicast MAC address such as 02:42:0a:00:00:05")
+    return Mac(mac)
+
+
+def parse_id(field: str, text: str) -> str:
+    """Read an engine object id: 64 hexadecimal digits, or 25 base-36 characters in a Swarm."""
+    if not _ID.fullmatch(text):
+        raise BadRequest.field(field, text, "the engine sends letters and digits only")
+    return text
+
+
+def is_of_one_host(network: NetworkId) -> bool:
+    """Tell whether an engine made a network by itself, from its id; a Swarm's managers give shorter ones."""
+    return len(network) == _ENGINE_ID
+
+
+def mac_of(address: Address) -> Mac:
+    """Derive an endpoint's MAC as Docker does: 02:42 and the IPv4 address (moby netutils.GenerateMACFromIP).
+
+    An IPv6-only endpoint gets 02:43 and a digest of its address.
+    """
+    if isinstance(address, IPv4Address):
+        return _mac(b"\x02\x42" + address.packed)
+    return _mac(b"\x02\x43" + hashlib.sha256(address.packed).digest()[:4])
+
+
+def octets(mac: Mac) -> bytes:
+    """Return the six bytes of a MAC address."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def bridge_mac(seed: str) -> Mac:
+    """A bridge's own MAC: stable for one host and segment, different on every host.
+
+    Two hosts with one bridge MAC would each see the other's routed frames as its own.
+    """
+    return _mac(b"\x02\x44" + hashlib.sha256(seed.encode()).digest()[:4])
+
+
+def _mac(packed: bytes) -> Mac:
+    return Mac(packed.hex(":"))

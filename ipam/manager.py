@@ -1,0 +1,183 @@
+"""AddressManager: the six calls of the engine's IpamDriver, typed, for the edge to call.
+
+Each call is one transaction: parse, compute the next state, have it on the disk, then let it be
+the state and answer. If anything fails, nothing has happened.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from ipam import allocator, replay
+from ipam.allocator import Interface, InUse
+from ipam.disk import Disk
+from ipam.errors import DiskError, NotFound
+from ipam.parse import check_options, parse_address, parse_address_request, parse_pool_id, parse_pool_request
+from ipam.pools import IpamState, Network, Space
+
+log = logging.getLogger(__name__)
+
+#: The prefixes of the routes in this host's main table; asked when a default pool is chosen.
+Routes: TypeAlias = Callable[[], Collection[Network]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the engine should do for us.
+
+    No MAC addresses: leases do not depend on them, and an engine that makes one up forbids the
+    network driver to (moby drivers/remote CreateEndpoint). No replay at the engine's start: our
+    leases are on the disk before they are answered, and a replay names the addresses of endpoints
+    that still live, which look like twins. (The Swarm leader replays whatever is said here.)
+    """
+
+    requires_mac_address: bool = False
+    requires_request_replay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSpaces:
+    """The names for networks of one host and for networks of the Swarm."""
+
+    local_default: str = Space.LOCAL.value
+    global_default: str = Space.GLOBAL.value
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLease:
+    """An open pool: *pool_id* for later calls, its *prefix*, and *data* for the engine (none)."""
+
+    pool_id: str
+    prefix: Network
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressLease:
+    """An address with its pool's prefix length, as the container's interface will have it."""
+
+    interface: Interface
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+class AddressManager:
+    """Thread safe; calls come in parallel and each takes the lock for one change.
+
+    *routes* says which prefixes default pools must avoid; *in_use* whether a living endpoint of
+    this host has an address (see `allocator.InUse`); *clock* is monotonic seconds. *networks* says
+    which prefixes the stand-alone networks of this host have: only these are defended against
+    overlapping pools, so that what an unclean exit left behind, or a Swarm chose, is in nobody's
+    way. Without it every local pool is defended.
+
+    Construction loads the state: DiskError if the file is damaged or newer.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        routes: Routes,
+        in_use: InUse,
+        clock: Callable[[], float] = time.monotonic,
+        networks: Routes | None = None,
+    ) -> None:
+        self._disk = disk
+        self._routes = routes
+        self._in_use = in_use
+        self._clock = clock
+        self._networks = networks
+        self._lock = threading.Lock()
+        self._state = disk.load() or IpamState(ula_id=secrets.randbits(40))
+
+    @property
+    def state(self) -> IpamState:
+        """The state as of now; a value, safe to look at for as long as one likes."""
+        return self._state
+
+    def _change(self, step: Callable[[IpamState, float], tuple[IpamState, T]], *, lasting: bool = True) -> T:
+        """Take a step; a release need not be *lasting*: the engine says it once, whatever the disk does."""
+        with self._lock:
+            now = self._clock()
+            state, answer = step(replay.expire(self._state, now), now)
+            if state != self._state:
+                self._save(state, lasting=lasting)
+            self._state = state
+            return answer
+
+    def _save(self, state: IpamState, *, lasting: bool) -> None:
+        try:
+            self._disk.save(state)
+        except DiskError as error:
+            if lasting:
+                raise
+            log.warning("%s. What was released is free all the same", error)
+
+    def capabilities(self) -> Capabilities:
+        """IpamDriver.GetCapabilities; also the sign that a replay may follow (see `replay`)."""
+        self._change(lambda state, now: (replay.begin_epoch(state, now), None))
+        return Capabilities()
+
+    def default_address_spaces(self) -> AddressSpaces:
+        """IpamDriver.GetDefaultAddressSpaces."""
+        return AddressSpaces()
+
+    def request_pool(
+        self,
+        space: str,
+        pool: str = "",
+        sub_pool: str = "",
+        options: Mapping[str, str] | None = None,
+        v6: bool = False,
+    ) -> PoolLease:
+        """IpamDriver.RequestPool. A named pool that is open already is answered again.
+
+        Raises BadRequest, Conflict (overlap), Exhausted (no default pool left), DiskError.
+        """
+        check_options(options)
+        request = parse_pool_request(space, pool, sub_pool, v6)
+        routes = self._routes() if request.prefix is None else ()
+        defended = None if self._networks is None else self._networks()
+        pool_id = self._change(lambda state, _: allocator.request_pool(state, request, routes, defended))
+        return PoolLease(str(pool_id), pool_id.prefix)
+
+    def release_pool(self, pool_id: str) -> None:
+        """IpamDriver.ReleasePool. Succeeds for what is not there, and when the disk is full."""
+        try:
+            parsed = parse_pool_id(pool_id)
+        except NotFound:
+            return
+        self._change(
+            lambda state, _: (allocator.release_pool(state, parsed, self._in_use), None), lasting=False
+        )
+
+    def request_address(
+        self, pool_id: str, address: str | None = None, options: Mapping[str, str] | None = None
+    ) -> AddressLease:
+        """IpamDriver.RequestAddress; *address* None or "" means any.
+
+        Raises NotFound (pool), BadRequest, Conflict (twin), Exhausted, DiskError.
+        """
+        parsed = parse_pool_id(pool_id)
+        request = parse_address_request(address, options)
+        interface = self._change(
+            lambda state, now: allocator.request_address(state, parsed, request, self._in_use, now)
+        )
+        return AddressLease(interface)
+
+    def release_address(self, pool_id: str, address: str) -> None:
+        """IpamDriver.ReleaseAddress. Succeeds for what is not there, and when the disk is full.
+
+        Raises BadRequest for an address that does not parse.
+        """
+        try:
+            parsed = parse_pool_id(pool_id)
+        except NotFound:
+            return
+        if not address:
+            return  # an auxiliary address that was never given (Go's nil IP)
+        value = parse_address(address)
+        self._change(lambda state, _: (allocator.release_address(state, parsed, value), None), lasting=False)

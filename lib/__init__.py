@@ -1,0 +1,8 @@
+"""What driver and IPAM have in common: how a process of ours treats its files and its threads.
+
+Belongs here: mechanisms that would be right for any daemon, and that both packages need.
+
+Stays out: anything about networks, addresses or engines.
+
+A reviewer checks: nothing here imports a package of ours.
+"""

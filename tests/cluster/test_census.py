@@ -1,0 +1,76 @@
+"""Networks that the engine has forgotten are forgotten, and no others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from driver.swarm.census import Census
+from driver.swarm.docker_api import DockerApi
+from driver.wish.disk import MemoryDisk
+from driver.wish.model import Host, Network
+from driver.wish.state import State, with_network
+from driver.wish.values import NetworkId, NodeId
+from driver.wish.wish import Wish
+from tests.cluster.fake_engine import FakeEngine
+from tests.cluster.harness import wait_until
+
+KNOWN, GHOST, ALIVE = (NetworkId(name) for name in ("known", "ghost", "alive"))
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeEngine]:
+    engine = FakeEngine(tmp_path / "docker.sock").start()
+    engine.networks = {KNOWN}
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+def wish() -> Wish:
+    networks = {name: Network(name, (), 4789, None, None, internal=False) for name in (KNOWN, GHOST, ALIVE)}
+    made = Wish(MemoryDisk(State(Host(NodeId("n"), ip_address("192.0.2.1")), networks=networks)))
+    made.change(lambda state: replace(state, doubtful=frozenset({KNOWN, GHOST})))
+    return made
+
+
+@pytest.fixture
+def census(fake: FakeEngine, wish: Wish) -> Iterator[Census]:
+    made = Census(wish, DockerApi(fake.path), interval=0.05)
+    yield made
+    made.stop()
+
+
+def test_a_doubtful_network_that_the_engine_does_not_know_is_forgotten(
+    wish: Wish, census: Census, fake: FakeEngine
+) -> None:
+    census.start()
+    wait_until(lambda: set(wish.state.networks) == {KNOWN, ALIVE})
+    time.sleep(0.2)
+    assert set(wish.state.networks) == {KNOWN, ALIVE}
+    assert f"/networks/{ALIVE}" not in fake.calls, "nobody doubts it"
+
+
+def test_an_engine_that_is_away_says_nothing(wish: Wish, census: Census, fake: FakeEngine) -> None:
+    fake.stop()
+    census.start()
+    time.sleep(0.2)
+    assert set(wish.state.networks) == {KNOWN, GHOST, ALIVE}
+    fake.start()
+    wait_until(lambda: set(wish.state.networks) == {KNOWN, ALIVE})
+
+
+def test_a_network_that_is_made_while_the_engine_is_asked_stays(
+    wish: Wish, census: Census, fake: FakeEngine
+) -> None:
+    fake.delay = 0.3
+    census.start()
+    time.sleep(0.2)  # the question is under way
+    wish.change(lambda state: with_network(state, state.networks[GHOST]))
+    time.sleep(0.8)
+    assert GHOST in wish.state.networks

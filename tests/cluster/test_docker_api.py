@@ -1,0 +1,100 @@
+"""The engine's client: what each answer means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from driver.swarm.docker_api import DockerApi, EngineAway, Leadership, SwarmFacts
+from tests.cluster.fake_engine import FakeEngine
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeEngine]:
+    engine = FakeEngine(tmp_path / "docker.sock").start()
+    yield engine
+    engine.stop()
+
+
+def test_what_a_manager_says(fake: FakeEngine) -> None:
+    fake.managers = [
+        "192.0.2.3:2377",
+        "192.0.2.1:2377",
+        "[2001:db8::1]:2377",
+        "192.0.2.1:2377",
+        "m4",
+        "2001:db8::2",
+    ]
+    facts = DockerApi(fake.path).info()
+    assert facts == SwarmFacts(
+        state="active",
+        node="node1",
+        address="127.0.0.1",
+        manager=True,
+        managers=("192.0.2.1", "192.0.2.3", "2001:db8::1", "2001:db8::2", "m4"),
+    )
+    assert facts.member is True
+
+
+@pytest.mark.parametrize(
+    ("state", "member"), [("inactive", False), ("locked", None), ("pending", None), ("error", None)]
+)
+def test_a_node_that_is_not_active(fake: FakeEngine, state: str, member: bool | None) -> None:
+    fake.state = state
+    engine = DockerApi(fake.path)
+    facts = engine.info()
+    assert facts.member is member
+    assert engine.leadership(facts) is (Leadership.NO if member is False else Leadership.UNKNOWN)
+
+
+def test_who_leads(fake: FakeEngine) -> None:
+    engine = DockerApi(fake.path)
+    facts = engine.info()
+    assert engine.leadership(facts) is Leadership.YES
+    fake.leader = False
+    assert engine.leadership(facts) is Leadership.NO
+    fake.quorum = False
+    assert engine.leadership(facts) is Leadership.UNKNOWN
+    fake.manager = False
+    assert engine.leadership(facts) is Leadership.UNKNOWN, "an error is no answer"
+    calls = len(fake.calls)
+    assert engine.leadership(engine.info()) is Leadership.NO
+    assert len(fake.calls) == calls + 1, "a worker need not ask who leads"
+
+
+def test_before_the_engine_was_asked_nothing_is_known(fake: FakeEngine) -> None:
+    assert DockerApi(fake.path).leadership(SwarmFacts()) is Leadership.UNKNOWN
+
+
+def test_an_engine_that_is_away(fake: FakeEngine) -> None:
+    engine = DockerApi(fake.path)
+    facts = engine.info()
+    fake.stop()
+    assert engine.leadership(facts) is Leadership.UNKNOWN
+    with pytest.raises(EngineAway, match=r"docker\.sock"):
+        engine.info()
+    fake.path.unlink()
+    with pytest.raises(EngineAway):
+        engine.info()
+
+
+def test_an_engine_that_hangs(fake: FakeEngine) -> None:
+    fake.delay = 3
+    start = time.monotonic()
+    with pytest.raises(EngineAway, match="timed out"):
+        DockerApi(fake.path).info()
+    assert time.monotonic() - start < 2.5
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"no JSON", b"[]", b"{}", b'{"Swarm":null}', b'{"Swarm":{"LocalNodeState":7}}']
+)
+def test_an_answer_that_is_none(fake: FakeEngine, garbage: bytes) -> None:
+    fake.garbage = garbage
+    with pytest.raises(EngineAway):
+        DockerApi(fake.path).info()
+    facts = SwarmFacts("active", "node1", "127.0.0.1", manager=True)
+    assert DockerApi(fake.path).leadership(facts) is Leadership.UNKNOWN
