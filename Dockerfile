@@ -10,6 +10,7 @@ RUN python3 -m venv /opt/pyoverlay \
 COPY plugin /opt/pyoverlay/app/plugin
 COPY driver /opt/pyoverlay/app/driver
 COPY ipam /opt/pyoverlay/app/ipam
+COPY lib /opt/pyoverlay/app/lib
 RUN /opt/pyoverlay/bin/python -m compileall -q /opt/pyoverlay
 
 FROM debian:trixie-slim

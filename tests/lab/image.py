@@ -31,7 +31,7 @@ BUILD_ENGINE = "20.10"
 """Debian's 20.10 client has BuildKit built in; the newer ones want a plugin (buildx) for it."""
 
 INPUTS = ("Dockerfile", ".dockerignore", "pyproject.toml", "requirements.lock", "config.json")
-INPUT_FOLDERS = ("plugin", "driver", "ipam")
+INPUT_FOLDERS = ("plugin", "driver", "ipam", "lib")
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 LENT_CERTIFICATES = f"/etc/ssl/{PREFIX}.crt"
