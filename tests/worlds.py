@@ -71,7 +71,7 @@ def converge(kernel: Kernel, want: KernelState, rounds: int = 3) -> dict[Key, Ke
 
 def everything(kernel: Kernel, want: KernelState) -> dict[Key, KernelObject]:
     """Read all namespaces, those of *want* and those that are there."""
-    names = {key[1] for key in want} | set(kernel.namespaces())
+    names = {key.place for key in want} | set(kernel.namespaces())
     return {key: obj for name in names for key, obj in kernel.read_place(name).items()}
 
 

@@ -20,9 +20,6 @@ from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
 from driver.wish.values import Address, Prefix
 
-HOST = ""
-"""Stands for the host's own namespace among the names of ours."""
-
 
 class Kernel(Protocol):
     """What the engine needs of a kernel. One thread calls it; NetlinkKernel is the real one."""

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from driver.kernel import HOST, netns
+from driver.kernel import netns
 from driver.kernel.contents import contents
 from driver.kernel.netlink import links, messages, routes, rows
 from driver.kernel.netlink.events import HostListener, Listener
@@ -45,7 +45,7 @@ from driver.kernel.shortcuts import filters
 from driver.kernel.spaces import Spaces
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
-from driver.wish.values import Address, Interface, Prefix
+from driver.wish.values import HOST, Address, Interface, Prefix
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ class NetlinkKernel:
             channel = self._spaces.channel(namespace)
             if channel is None:
                 return {}
-            return failures_of(ops, links.remove(channel, [subject(op).key[2] for op in ops]))
+            return failures_of(ops, links.remove(channel, [subject(op).key.name for op in ops]))
         except OSError as failure:
             return {subject(op).key: failed(op, failure) for op in ops}
 

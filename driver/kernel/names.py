@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from driver.wish.values import EndpointId, NetworkId, Vni
+from driver.wish.values import HOST, EndpointId, NetworkId, Scope, Vni
 
 NAMESPACE_PREFIX = "pyoverlay-"
 ALIAS_PREFIX = "pyoverlay "
@@ -11,6 +11,11 @@ ALIAS_PREFIX = "pyoverlay "
 def namespace_name(network: NetworkId) -> str:
     """Name a network's namespace; twelve characters are what ``docker network ls`` shows."""
     return f"{NAMESPACE_PREFIX}{network[:12]}"
+
+
+def place_of(scope: Scope) -> str:
+    """Return where the kernel objects of *scope* are: in the host's own namespace, or in the network's."""
+    return scope if scope is HOST else namespace_name(scope)
 
 
 def bridge_name(vni: Vni) -> str:

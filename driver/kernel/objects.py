@@ -58,8 +58,17 @@ SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
 Services: TypeAlias = Mapping[Address, tuple[Address, ...]]
 """Virtual addresses and the backends of each, in order."""
 
-Key: TypeAlias = tuple[Kind, str, str, str]
-"""(kind, namespace, device, rest)"""
+
+class Key(NamedTuple):
+    """An object's identity, by what the kernel indexes it. Keys sort parents before children."""
+
+    kind: Kind
+    place: str
+    """The namespace: of ours by its name, a container's by its path."""
+    name: str = ""
+    """The device, or what else the namespace calls it."""
+    rest: str = ""
+    """What tells it from others of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class Namespace:
     @property
     def key(self) -> Key:
         """Identity: the pinned name."""
-        return (Kind.NAMESPACE, self.name, "", "")
+        return Key(Kind.NAMESPACE, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,7 @@ class Bridge:
     @property
     def key(self) -> Key:
         """Identity: namespace and name."""
-        return (Kind.BRIDGE, self.namespace, self.name, "")
+        return Key(Kind.BRIDGE, self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,7 @@ class BridgeAddress:
     @property
     def key(self) -> Key:
         """Identity: device and address."""
-        return (Kind.ADDRESS, self.namespace, self.device, str(self.interface))
+        return Key(Kind.ADDRESS, self.namespace, self.device, str(self.interface))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,7 @@ class Vxlan:
     @property
     def key(self) -> Key:
         """Identity: namespace and name."""
-        return (Kind.VXLAN, self.namespace, self.name, "")
+        return Key(Kind.VXLAN, self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +167,7 @@ class Port:
     @property
     def key(self) -> Key:
         """Identity: namespace and name."""
-        return (Kind.PORT, self.namespace, self.name, "")
+        return Key(Kind.PORT, self.namespace, self.name)
 
 
 class FdbEntry(NamedTuple):
@@ -176,7 +185,7 @@ class FdbEntry(NamedTuple):
     def key(self) -> Key:
         """Identity: device and MAC, and the VTEP for a replication row."""
         rest = f"{self.mac} {self.vtep}" if self.mac == FLOOD_MAC else self.mac
-        return (Kind.FDB, self.namespace, self.device, rest)
+        return Key(Kind.FDB, self.namespace, self.device, rest)
 
 
 class Neighbour(NamedTuple):
@@ -190,7 +199,7 @@ class Neighbour(NamedTuple):
     @property
     def key(self) -> Key:
         """Identity: device and address."""
-        return (Kind.NEIGHBOUR, self.namespace, self.device, self.address.packed.hex())
+        return Key(Kind.NEIGHBOUR, self.namespace, self.device, self.address.packed.hex())
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +218,7 @@ class Shortcut:
     @property
     def key(self) -> Key:
         """Identity: device and MAC."""
-        return (Kind.SHORTCUT, self.namespace, self.device, self.mac)
+        return Key(Kind.SHORTCUT, self.namespace, self.device, self.mac)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +241,7 @@ class Balancer:
     @property
     def key(self) -> Key:
         """Identity: sandbox and network."""
-        return (Kind.BALANCER, self.sandbox, self.namespace, "")
+        return Key(Kind.BALANCER, self.sandbox, self.namespace)
 
 
 Row: TypeAlias = FdbEntry | Neighbour
@@ -246,11 +255,11 @@ def parent(obj: KernelObject) -> Key | None:
         case Namespace() | Balancer():
             return None
         case Bridge() | Vxlan() | Port():
-            return (Kind.NAMESPACE, obj.namespace, "", "")
+            return Key(Kind.NAMESPACE, obj.namespace)
         case BridgeAddress():
-            return (Kind.BRIDGE, obj.namespace, obj.device, "")
+            return Key(Kind.BRIDGE, obj.namespace, obj.device)
         case FdbEntry() | Neighbour() | Shortcut():
-            return (Kind.VXLAN, obj.namespace, obj.device, "")
+            return Key(Kind.VXLAN, obj.namespace, obj.device)
 
 
 def index(objects: list[KernelObject]) -> dict[Key, KernelObject]:

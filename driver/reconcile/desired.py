@@ -21,6 +21,7 @@ from driver.kernel.objects import (
     FdbEntry,
     KernelObject,
     KernelState,
+    Key,
     Kind,
     Namespace,
     Neighbour,
@@ -92,7 +93,7 @@ def vanished(
         e.id
         for e in state.endpoints_of(network)
         if e.phase is Phase.JOINED and e.id not in known
-        if ((Kind.PORT, namespace, port_name(e.id), "") not in have and _port_alias(e) not in aliases)
+        if (Key(Kind.PORT, namespace, port_name(e.id)) not in have and _port_alias(e) not in aliases)
         or container_name(e.id) in ends
     )
 

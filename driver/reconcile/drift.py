@@ -44,7 +44,7 @@ def findings(ops: Sequence[Op], asked: Collection[Key] = ()) -> list[Finding]:
     """
     gone = {op.want.key for op in ops if isinstance(op, Set) and not _is_in_place(op)}
     found = [op for op in ops if subject(op).key not in asked and not _follows(op, gone)]
-    return [Finding(subject(op).key[0], _text(op)) for op in found]
+    return [Finding(subject(op).key.kind, _text(op)) for op in found]
 
 
 def asked_for(ops: Sequence[Op], was: KernelState, want: KernelState) -> set[Key]:
@@ -75,13 +75,13 @@ def _follows(op: Op, gone: set[Key]) -> bool:
     if op.have is None:
         return parent(op.want) in gone
     if isinstance(op.want, Shortcut):
-        return (Kind.PORT, op.want.namespace, op.want.port, "") in gone
+        return Key(Kind.PORT, op.want.namespace, op.want.port) in gone
     unplugged = isinstance(op.have, Vxlan | Port) and not op.have.bridge
     return unplugged and isinstance(op.want, Vxlan | Port) and _bridge_of(op.want) in gone
 
 
 def _bridge_of(port: Vxlan | Port) -> Key:
-    return (Kind.BRIDGE, port.namespace, port.bridge, "")
+    return Key(Kind.BRIDGE, port.namespace, port.bridge)
 
 
 def _text(op: Op) -> str:

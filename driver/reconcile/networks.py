@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from driver.kernel import HOST, Kernel
+from driver.kernel import Kernel
 from driver.kernel.names import namespace_name
 from driver.kernel.objects import SHARED, KernelState, Key, Kind, Namespace
 from driver.kernel.ops import Delete, Op
@@ -36,7 +36,7 @@ from driver.reconcile.underlay import KnownUnderlay
 from driver.wish.errors import DeadlineExceeded, KernelError
 from driver.wish.model import Underlay
 from driver.wish.state import State, without_doubtful
-from driver.wish.values import EndpointId, NetworkId
+from driver.wish.values import HOST, EndpointId, NetworkId
 from driver.wish.wish import Wish
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class NetworkReconciler:
             reached = self._done.wait_for(lambda: self._reached(network) >= revision, timeout)
             errors = self._progress[network].errors if network in self._progress else {}
         for key, error in sorted(errors.items()):
-            if key[0] in SHARED or (port and key[2] == port):
+            if key.kind in SHARED or (port and key.name == port):
                 raise error
         if not reached:
             raise DeadlineExceeded(f"network {network}: the kernel work was not done within {timeout:g} s")
@@ -248,7 +248,9 @@ class NetworkReconciler:
             progress.missing = {}  # nobody could see
             errors = {namespace.key: failure}
         for key, error in list(errors.items())[:1]:
-            log.warning("network %s: %s %s: %s (%d in all)", network, key[0].name, key[2], error, len(errors))
+            log.warning(
+                "network %s: %s %s: %s (%d in all)", network, key.kind.name, key.name, error, len(errors)
+            )
         return errors
 
     def _converge(
@@ -319,7 +321,7 @@ class NetworkReconciler:
             except KernelError as failure:
                 errors = {orphan.key: failure}
             for key, error in errors.items():
-                log.warning("namespace %s: %s %s: %s", name, key[0].name, key[2], error)
+                log.warning("namespace %s: %s %s: %s", name, key.kind.name, key.name, error)
 
 
 @dataclass(frozen=True, slots=True)

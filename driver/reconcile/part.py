@@ -38,7 +38,7 @@ class Part:
         them all.
         """
         if self.rows is not None:
-            return None if any(subject(op).key[0] in SHARED for op in ops) else self
+            return None if any(subject(op).key.kind in SHARED for op in ops) else self
         rows = {obj.key: obj for obj in map(subject, ops) if isinstance(obj, Row) and obj.mac != FLOOD_MAC}
         if len(rows) < len(ops) or _WORTH * len(rows) > len(self.want):
             return self

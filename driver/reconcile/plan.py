@@ -70,7 +70,7 @@ def _without_dead_ends(want: KernelState, there: KernelState) -> KernelState:
 
 def _must_delete(obj: KernelObject, have: KernelState, want: KernelState, prune_rows: bool) -> bool:
     above = parent(obj)
-    if obj.key[0] in _ROWS and above in have and above not in want:
+    if obj.key.kind in _ROWS and above in have and above not in want:
         return False
     return prune_rows or not isinstance(obj, FdbEntry | Neighbour)
 

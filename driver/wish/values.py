@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import NewType, TypeAlias
+from typing import Final, NewType, TypeAlias
 
 from driver.wish.errors import BadRequest
 
@@ -20,6 +21,16 @@ Mac = NewType("Mac", str)
 """Lower-case, colon-separated, 17 characters."""
 Vni = NewType("Vni", int)
 """VXLAN network identifier, 24 bits (RFC 7348 section 5)."""
+
+
+class _Host(StrEnum):
+    HOST = "the host"
+
+
+HOST: Final = _Host.HOST
+"""Stands for the host itself beside its networks: as a scope of the wish, and as a place in the kernel."""
+Scope: TypeAlias = NetworkId | _Host
+"""What something is wished for: a network, or the host."""
 
 MAX_VNI = (1 << 24) - 1
 VXLAN_PORT = 4789

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from driver.kernel import HOST
 from driver.kernel.objects import (
     FLOOD_MAC,
     Bridge,
@@ -35,7 +34,7 @@ from driver.kernel.objects import (
 from driver.kernel.ops import Op, Set
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
-from driver.wish.values import Address, Mac, Prefix, Vni
+from driver.wish.values import HOST, Address, Mac, Prefix, Vni
 
 _T = TypeVar("_T", Namespace, Bridge, BridgeAddress, Vxlan, Port, FdbEntry, Neighbour, Shortcut)
 
@@ -77,13 +76,13 @@ class FakeKernel:
         return self.shortcuts
 
     def namespaces(self) -> Collection[str]:
-        return sorted(key[1] for key in self.objects if key[0] == Kind.NAMESPACE)
+        return sorted(key.place for key in self.objects if key.kind == Kind.NAMESPACE)
 
     def read_place(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
         if self._read_failures:
             number = self._read_failures.pop(0)
             raise KernelError(f"cannot read {namespace}: {os.strerror(number)}", number)
-        found = {key: obj for key, obj in self.objects.items() if key[1] == namespace}
+        found = {key: obj for key, obj in self.objects.items() if key.place == namespace}
         if rows is None:
             self._news.discard(namespace)
             return found
@@ -157,12 +156,12 @@ class FakeKernel:
     def lose(self, key: Key) -> None:
         """Remove an object, and what goes with it, behind the driver's back."""
         self._delete(key)
-        self._tell(key[1])
+        self._tell(key.place)
 
     def spoil(self, obj: KernelObject) -> None:
         """Add or change an object behind the driver's back."""
         self.objects[obj.key] = obj
-        self._tell(obj.key[1])
+        self._tell(obj.key.place)
 
     def move_underlay(self, vtep: Address | None, underlay: Underlay | None) -> None:
         """Change the device of an outer address, or take the address away."""
@@ -202,7 +201,7 @@ class FakeKernel:
         """The MAC that this host answers an ARP or ND question for *address* on *bridge* with."""
         for own in self._all(BridgeAddress, namespace):
             if own.device == bridge and own.interface.ip == address:
-                above = self.objects[(Kind.BRIDGE, namespace, bridge, "")]
+                above = self.objects[Key(Kind.BRIDGE, namespace, bridge)]
                 return above.mac if isinstance(above, Bridge) else None
         tunnels = {v.name for v in self._all(Vxlan, namespace) if v.bridge == bridge}
         rows = (n for n in self._all(Neighbour, namespace) if n.device in tunnels and n.address == address)
@@ -222,10 +221,10 @@ class FakeKernel:
             case Port():
                 self._set_port(want)
             case FdbEntry():
-                tunnel = self.objects[(Kind.VXLAN, want.namespace, want.device, "")]
+                tunnel = self.objects[Key(Kind.VXLAN, want.namespace, want.device)]
                 if isinstance(tunnel, Vxlan) and _family(tunnel.local) != want.vtep.version:
                     raise _refused(want, errno.EAFNOSUPPORT)
-            case Shortcut() if (Kind.PORT, want.namespace, want.port, "") not in self.objects:
+            case Shortcut() if Key(Kind.PORT, want.namespace, want.port) not in self.objects:
                 raise _refused(want, errno.ENODEV)
         self.objects[want.key] = want
 
@@ -260,7 +259,7 @@ class FakeKernel:
         self.host_devices[want.peer] = want.alias
 
     def _check_bridge(self, want: KernelObject, bridge: str) -> None:
-        if (Kind.BRIDGE, want.key[1], bridge, "") not in self.objects:
+        if Key(Kind.BRIDGE, want.key.place, bridge) not in self.objects:
             raise _refused(want, errno.ENODEV)
 
     def _delete(self, key: Key) -> None:
@@ -286,12 +285,12 @@ class FakeKernel:
 
     def _fail_if_asked(self, obj: KernelObject) -> None:
         for number, (kind, reason) in enumerate(self._failures):
-            if kind == obj.key[0]:
+            if kind == obj.key.kind:
                 del self._failures[number]
                 raise _refused(obj, reason)
 
     def _all(self, kind: type[_T], namespace: str = "") -> Iterable[_T]:
-        return [o for o in self.objects.values() if isinstance(o, kind) and namespace in ("", o.key[1])]
+        return [o for o in self.objects.values() if isinstance(o, kind) and namespace in ("", o.key.place)]
 
 
 def present(*objects: KernelObject) -> FakeKernel:

@@ -57,7 +57,7 @@ class FakeGround:
         self.kernel: Kernel = self.fake
 
     def read_place(self, namespace: str) -> KernelState:
-        return {key: obj for key, obj in self.fake.objects.copy().items() if key[1] == namespace}
+        return {key: obj for key, obj in self.fake.objects.copy().items() if key.place == namespace}
 
     def leftovers(self) -> list[str]:
         return sorted(self.fake.host_devices)

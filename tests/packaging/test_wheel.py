@@ -25,7 +25,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_holds_the_four_packages_and_nothing_else(wheel: Path) -> None:
     listed = subprocess.run(
-        ["git", "ls-files", "plugin", "driver", "ipam", "lib"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "plugin", "driver", "ipam", "lib"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed == set(listed.stdout.split())

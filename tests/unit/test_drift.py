@@ -67,7 +67,7 @@ def test_what_was_changed_is_right_again_told_and_counted(
 def test_a_whole_namespace_is_right_again_but_for_its_containers(node: Node) -> None:
     attach(node, EP, "10.62.0.4")
     before = node.have()
-    lost = {key for key in before if key[0] in (Kind.PORT, Kind.SHORTCUT)}
+    lost = {key for key in before if key.kind in (Kind.PORT, Kind.SHORTCUT)}
     node.kernel.lose(Namespace(PLACE).key)
     assert _soon(lambda: node.have().keys() == before.keys() - lost, 2)
     assert _soon(lambda: node.reconciler.repairs == {Kind.NAMESPACE: 1})
@@ -288,7 +288,7 @@ class TestFindings:
         ports_alone = {
             key: replace(obj, bridge="") if isinstance(obj, Port | Vxlan) else obj
             for key, obj in want.items()
-            if key[0] not in (Kind.BRIDGE, Kind.ADDRESS)
+            if key.kind not in (Kind.BRIDGE, Kind.ADDRESS)
         }
         assert sentence(findings(diff(want, ports_alone))) == "br0 was gone"
         assert sentence(findings(diff(want, {}))) == "namespace pyoverlay-net1 was gone"
@@ -311,7 +311,7 @@ class TestFindings:
         want = network()
         have = dict(want)
         for key, obj in want.items():
-            if key[0] in (Kind.ADDRESS, Kind.NEIGHBOUR, Kind.FDB) and ":1::" not in str(obj):
+            if key.kind in (Kind.ADDRESS, Kind.NEIGHBOUR, Kind.FDB) and ":1::" not in str(obj):
                 del have[key]
             if isinstance(obj, Port):
                 have[key] = replace(obj, mtu=-1, bridge="")

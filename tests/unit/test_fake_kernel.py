@@ -6,7 +6,7 @@ import errno
 from ipaddress import ip_address
 
 from driver.kernel import Kernel
-from driver.kernel.objects import FLOOD_MAC, FdbEntry, Kind
+from driver.kernel.objects import FLOOD_MAC, FdbEntry, Key, Kind
 from driver.kernel.ops import Set
 from driver.reconcile.plan import diff
 from driver.wish.values import Mac
@@ -46,7 +46,7 @@ def test_it_fails_when_asked_and_only_then() -> None:
     kernel = FakeKernel()
     kernel.fail_next(Kind.VXLAN, errno.EPERM)
     failures = kernel.apply(diff(network(), {}))
-    assert failures[(Kind.VXLAN, NS, "vx0", "")].errno == errno.EPERM
+    assert failures[Key(Kind.VXLAN, NS, "vx0")].errno == errno.EPERM
     assert kernel.apply(diff(network(), kernel.read_place(NS))) == {}
 
 

@@ -86,7 +86,7 @@ class Node:
     def have(self, network: str = NET) -> KernelState:
         """The kernel's objects, in one piece although the engine thread may be at work."""
         name = namespace_name(NetworkId(network))
-        return {key: obj for key, obj in self.kernel.objects.copy().items() if key[1] == name}
+        return {key: obj for key, obj in self.kernel.objects.copy().items() if key.place == name}
 
     def rows(self, network: str = NET) -> dict[str, str]:
         have = self.have(network)
@@ -122,7 +122,7 @@ def test_nothing_is_made_before_the_first_join_and_nothing_is_left_after_the_las
     attachment = node.overlay.join(NET, EP, "/run/docker/netns/x")
     assert attachment.interface == container_name(EndpointId(EP))
     assert len(attachment.interface) <= 15
-    kinds = {key[0] for key in node.have()}
+    kinds = {key.kind for key in node.have()}
     assert kinds == {Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN, Kind.PORT, Kind.SHORTCUT}
     node.detach(EP)
     assert _soon(lambda: list(node.kernel.namespaces()) == [])
@@ -368,7 +368,7 @@ def test_a_lower_mtu_is_for_new_containers_and_the_bridge(nodes: list[Node]) -> 
     node.kernel.applied.clear()
     node.kernel.move_underlay(node.wish.state.host.vtep, Underlay("eth0", 1400))
     assert _soon(lambda: _mtus(node) == before | {"bridge": 1350})
-    assert {op.want.key[0] for op in node.kernel.applied if isinstance(op, Set)} == {Kind.BRIDGE}
+    assert {op.want.key.kind for op in node.kernel.applied if isinstance(op, Set)} == {Kind.BRIDGE}
     node.detach(EP)
     node.attach(EP2, "10.62.0.5")
     assert _mtus(node) == before | {"bridge": 1350, "container": 1350}

@@ -79,7 +79,7 @@ def test_parents_come_first_and_children_go_first(want: State, have: State) -> N
     assert ops[: len(deletes)] == deletes
     for op in deletes:
         children = [k for k in there if k in have and parent(have[k]) == op.have.key]
-        assert all(key[0] in (Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS, Kind.SHORTCUT) for key in children)
+        assert all(key.kind in (Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS, Kind.SHORTCUT) for key in children)
         there.discard(op.have.key)
     for later in ops[len(deletes) :]:
         assert isinstance(later, Set)
@@ -148,7 +148,7 @@ def test_devices_go_one_by_one_before_their_namespace(have: State) -> None:
     ops = diff({}, have)
     gone = [op.have.key for op in ops if isinstance(op, Delete)]
     assert {key for key, obj in have.items() if isinstance(obj, Vxlan | Port | Namespace)} <= set(gone)
-    last = [key[0] for key in gone if key[0] in (Kind.VXLAN, Kind.NAMESPACE)]
+    last = [key.kind for key in gone if key.kind in (Kind.VXLAN, Kind.NAMESPACE)]
     assert last == sorted(last, reverse=True)
 
 

@@ -173,7 +173,7 @@ def test_a_port_that_was_renamed_meanwhile_is_no_container_that_ended(node: Node
     node.attach(EP, "10.62.0.4")
     node.end()
     before = node.have()
-    (key,) = (key for key in before if key[0] is Kind.PORT)
+    (key,) = (key for key in before if key.kind is Kind.PORT)
     port = node.kernel.objects.pop(key)
     assert isinstance(port, Port)
     node.kernel.spoil(replace(port, name="stray"))

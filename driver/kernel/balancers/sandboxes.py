@@ -87,7 +87,7 @@ class NetlinkSandboxes:
             except KernelError as failure:
                 failures[subject(op).key] = failure
             except OSError as failure:
-                self._held.pop(subject(op).key[1], None)
+                self._held.pop(subject(op).key.place, None)
                 if not (isinstance(op, Delete) and failure.errno in GONE):
                     failures[subject(op).key] = failed(op, failure)
         return failures

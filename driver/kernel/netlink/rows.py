@@ -79,7 +79,7 @@ def find_rows(
             yield from _neighbours([answer], namespace, vxlans)
     # Of the many rows of the one MAC the kernel would tell but the first.
     keys = {row.key for row in there if _is_replication(row)}
-    for device in {key[2] for key in keys}:
+    for device in {key.name for key in keys}:
         found = channel.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, indices[device], 0, 0, 0))
         likely = (data for data in found if _NO_MAC in data)
         for row in _fdb(likely, namespace, indices[device], device):
