@@ -30,10 +30,10 @@ from driver.cluster.ledger.codec import (
     node_key,
 )
 from driver.kernel import netns
+from driver.kernel.kinds import FLOOD_MAC
 from driver.kernel.names import container_name, namespace_name, vxlan_name
 from driver.kernel.netlink import links, rows
 from driver.kernel.netlink.socket import Channel, Request, attribute
-from driver.kernel.objects import FLOOD_MAC, FdbEntry
 from driver.wish.records import EndpointRecord, NodeRecord
 from driver.wish.values import Address, EndpointId, Mac, NetworkId, NodeId, Vni, mac_of, octets
 from tests.cluster.harness import EtcdMember, b64, start_members
@@ -254,8 +254,9 @@ class Forwarding:
 
     def _read(self) -> set[tuple[object, ...]]:
         assert self._channel
-        found = rows.dump_rows(self._channel, "", {self._index: ""})
-        return {(r.mac, r.vtep) if isinstance(r, FdbEntry) else (r.address, r.mac) for r in found}
+        fdb = rows.fdb_rows(rows.dump_fdb(self._channel, self._index), self._index)
+        neighbours = rows.neighbour_rows(rows.dump_neighbours(self._channel))
+        return {*((row.mac, row.vtep) for row in fdb), *((address, mac) for _, address, mac in neighbours)}
 
 
 def _rows(wanted: Rows) -> set[tuple[object, ...]]:

@@ -36,7 +36,8 @@ from bench.onehost import (
 from bench.process import Plugin
 from bench.scene import apart
 from driver.kernel.host import NetlinkKernel
-from driver.kernel.objects import Bridge, FdbEntry, KernelObject, Namespace, Neighbour, Vxlan
+from driver.kernel.kinds import Bridge, FdbEntry, Namespace, Neighbour, Vxlan
+from driver.kernel.objects import KernelObject
 from driver.kernel.ops import Set
 from driver.reconcile.desired import FALLBACK_UNDERLAY
 from driver.reconcile.plan import diff

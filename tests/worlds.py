@@ -8,21 +8,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_interface
 from random import Random
 
 from driver.kernel import Kernel
-from driver.kernel.objects import (
+from driver.kernel.kinds import (
     FLOOD_MAC,
     Bridge,
     BridgeAddress,
     FdbEntry,
-    KernelObject,
-    KernelState,
-    Key,
     Namespace,
     Neighbour,
     Port,
     Shortcut,
     Vxlan,
-    index,
 )
+from driver.kernel.objects import KernelObject, KernelState, Key, index
 from driver.reconcile.plan import diff
 from driver.wish.values import Address, Mac, Vni, bridge_mac, mac_of
 

@@ -12,17 +12,20 @@ an object that is read compares equal to the one that was set.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from driver.kernel.objects import KernelState, Key, Row
+from driver.kernel.objects import KernelState, Key
 from driver.kernel.ops import Op
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
 from driver.wish.values import Address, Prefix
 
+if TYPE_CHECKING:
+    from driver.kernel.kinds import Row
+
 
 class Kernel(Protocol):
-    """What the engine needs of a kernel. One thread calls it; NetlinkKernel is the real one."""
+    """What a reconciler needs of a kernel. One thread calls it; NetlinkKernel is the real one."""
 
     def has_shortcuts(self) -> bool:
         """Whether this kernel has shortcuts past the bridge; if not, the log says why."""
@@ -30,8 +33,8 @@ class Kernel(Protocol):
     def namespaces(self) -> Collection[str]:
         """Names of all pinned namespaces that are ours."""
 
-    def read_place(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
-        """Everything of ours in *namespace*, itself included; empty when it does not exist.
+    def read_place(self, place: str, rows: Collection[Row] | None = None) -> KernelState:
+        """Everything of ours in *place*, a namespace by its name or HOST; empty when it does not exist.
 
         With *rows*, of the rows only those that have one of their keys. Raises KernelError when the
         kernel cannot be read, or has no way to read single rows (Linux before 5.0).

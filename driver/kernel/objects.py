@@ -1,62 +1,39 @@
-"""Kernel objects: what this host's kernel should hold, or does hold.
+"""What every kind of kernel object has: identity, place, parent, words for it. Pure.
 
-A key is the object's identity, by what the kernel indexes it; the other fields
-are its value. Equality of the objects is the comparison between wish and kernel, so a
-reader of the kernel must produce exactly these values. Rows are tuples, since a host may
-have tens of thousands of them.
+An object is an immutable value: what this host's kernel should hold, or does hold. Its key is its identity,
+by what the kernel indexes it; the other fields are its value. Equality is the comparison between wish and
+kernel, so a reader of the kernel must produce exactly the value that was set.
 
-How a freshly started process knows an object as ours, from the kernel alone:
-
-=================  ====================================================================
-namespace          its pinned name starts with ``pyoverlay-``
-bridge, VXLAN      in such a namespace, with an alias (IFLA_IFALIAS) ``pyoverlay …``
-port (veth)        likewise; the alias names endpoint and addresses for a human reader
-FDB row            on a VXLAN device of ours, ``self``, permanent, with a destination
-neighbour          on a VXLAN device of ours, permanent
-address            on a bridge of ours, scope global
-shortcut           in the map of the filter named ``pyoverlay`` of a VXLAN device of ours
-balancer           in a container's namespace, a table of nftables named as our namespaces
-=================  ====================================================================
+The kinds themselves are in `kinds/`, one class each. How a freshly started process knows an object as ours,
+from the kernel alone, stands in each class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
-from driver.wish.values import TUNNEL_MTU, Address, Interface, Mac, Vni
-
-FLOOD_MAC = Mac("00:00:00:00:00:00")
-"""FDB rows of this MAC are the head-end replication list: one per VTEP that has the network."""
-
-WRONG_MTU = -1
-"""Stands for "some setting that our objects do not name is not as we make it".
-
-No wish has it, so a device that bears it is set again, whatever was changed by hand.
-"""
+if TYPE_CHECKING:
+    from driver.kernel.look import Look
+    from driver.kernel.ops import Op
+    from driver.kernel.spaces import Spaces
 
 
-class Kind(IntEnum):
-    """Parents before children when building, the reverse when tearing down."""
+class Kind(int):
+    """A kind of object, by its rank: parents are built before their children, and torn down after them."""
 
-    NAMESPACE = 0
-    BRIDGE = 1
-    ADDRESS = 2
-    VXLAN = 3
-    PORT = 4
-    FDB = 5
-    NEIGHBOUR = 6
-    SHORTCUT = 7
-    BALANCER = 8
+    word: str
 
+    def __new__(cls, rank: int, word: str) -> Kind:
+        """Make the kind with this *rank*, called *word* in messages."""
+        self = super().__new__(cls, rank)
+        self.word = word
+        return self
 
-SHARED = frozenset({Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN})
-"""What every container of a network needs."""
-
-Services: TypeAlias = Mapping[Address, tuple[Address, ...]]
-"""Virtual addresses and the backends of each, in order."""
+    def __repr__(self) -> str:
+        """Say the word."""
+        return self.word
 
 
 class Key(NamedTuple):
@@ -64,204 +41,151 @@ class Key(NamedTuple):
 
     kind: Kind
     place: str
-    """The namespace: of ours by its name, a container's by its path."""
+    """The namespace: of ours by its name, the host's as HOST, a container's by its path."""
     name: str = ""
     """The device, or what else the namespace calls it."""
     rest: str = ""
     """What tells it from others of that name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Namespace:
-    """The network namespace of one overlay network, pinned where the host sees it.
+class Together(NamedTuple):
+    """Neighbouring operations of one kind of work, in one place, are handed over as one batch.
 
-    When somebody removed the pin ("ip netns delete"), it lives on with its containers while we hold it.
+    The kernel takes thousands of rows in the time of a few, and waits once for a group of devices.
     """
 
-    name: str
-    pinned: bool = True
-
-    @property
-    def key(self) -> Key:
-        """Identity: the pinned name."""
-        return Key(Kind.NAMESPACE, self.name)
+    carry_out: Callable[[Spaces, str, str, list[Op]], Mapping[Key, Any]]
+    """Called with the place, the device and the operations; returns the failures by key. Raises OSError."""
+    place: str
+    device: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Bridge:
-    """The switch of one segment; up, IPv4 forwarding on.
+class KernelObject:
+    """One object; a subclass is one kind.
 
-    *mtu* is the containers': what the host routes from one subnet to another must fit.
+    The properties below are what reconciling needs to know of a kind. Their defaults suit an object that
+    depends on its parent alone.
     """
 
-    namespace: str
-    name: str
-    mac: Mac
-    mtu: int
-    alias: str
+    __slots__ = ()
+
+    kind: ClassVar[Kind]
+    module: ClassVar[str] = ""
+    """The kernel's modules for this kind, as modprobe knows them."""
+    is_shared: ClassVar[bool] = False
+    """Whether every container of the network needs it: a Join fails without it."""
+    goes_with_parent: ClassVar[bool] = False
+    """Whether deleting the parent is enough. Devices are deleted one by one: a namespace dies late."""
+    is_told: ClassVar[bool] = False
+    """Whether other hosts tell us of it: it is kept until they have told all."""
+
+    sound: bool
+    """False when settings that the other fields do not name are not as we make them. No wish has that."""
 
     @property
     def key(self) -> Key:
-        """Identity: namespace and name."""
-        return Key(Kind.BRIDGE, self.namespace, self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class BridgeAddress:
-    """A gateway address on a bridge (with its prefix length)."""
-
-    namespace: str
-    device: str
-    interface: Interface
+        """Return its identity."""
+        raise NotImplementedError
 
     @property
-    def key(self) -> Key:
-        """Identity: device and address."""
-        return Key(Kind.ADDRESS, self.namespace, self.device, str(self.interface))
-
-
-@dataclass(frozen=True, slots=True)
-class Vxlan:
-    """The tunnel device of one segment: nolearning, ARP/ND proxy, a port of *bridge*, up.
-
-    *local* is the outer source address; None on a host that has no underlay.
-    """
-
-    namespace: str
-    name: str
-    vni: Vni
-    port: int
-    local: Address | None
-    bridge: str
-    alias: str
-    mtu: int = TUNNEL_MTU
-    """No wish has another one; the kernel may, after a careless hand or a former version of ours."""
+    def parent(self) -> Key | None:
+        """Return what takes it with it when it goes; None when there is none of ours."""
+        return None
 
     @property
-    def key(self) -> Key:
-        """Identity: namespace and name."""
-        return Key(Kind.VXLAN, self.namespace, self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """The bridge end of a container's veth pair, in the network's namespace.
-
-    The container end, *peer*, is made beside it in the host's namespace with *peer_mac* and
-    *peer_mtu*, for the engine to move. After that the kernel no longer shows it to us, so these
-    and *create* do not take part in comparisons. *create* is false once the engine has the
-    container end: a port that is gone then is not made anew.
-    """
-
-    namespace: str
-    name: str
-    bridge: str
-    alias: str
-    peer: str = field(default="", compare=False)
-    peer_mac: Mac = field(default=Mac(""), compare=False)
-    peer_mtu: int = field(default=0, compare=False)
-    create: bool = field(default=True, compare=False)
-    mtu: int = TUNNEL_MTU
-    """As a VXLAN device's."""
+    def needs(self) -> Collection[Key]:
+        """Return what it must be set again after, although that does not take it with it."""
+        return ()
 
     @property
-    def key(self) -> Key:
-        """Identity: namespace and name."""
-        return Key(Kind.PORT, self.namespace, self.name)
-
-
-class FdbEntry(NamedTuple):
-    """Inner MAC -> outer address: to which VTEP a frame for *mac* goes.
-
-    Rows of FLOOD_MAC are many per device, one per VTEP; all others are one per MAC.
-    """
-
-    namespace: str
-    device: str
-    mac: Mac
-    vtep: Address
+    def mark(self) -> str:
+        """Return by what it is known when somebody has renamed it; empty when nothing tells."""
+        return ""
 
     @property
-    def key(self) -> Key:
-        """Identity: device and MAC, and the VTEP for a replication row."""
-        rest = f"{self.mac} {self.vtep}" if self.mac == FLOOD_MAC else self.mac
-        return Key(Kind.FDB, self.namespace, self.device, rest)
-
-
-class Neighbour(NamedTuple):
-    """Inner address -> inner MAC: what the VXLAN device answers to ARP and ND."""
-
-    namespace: str
-    device: str
-    address: Address
-    mac: Mac
+    def is_awaited(self) -> bool:
+        """Tell whether a call waits for this very object to be made."""
+        return False
 
     @property
-    def key(self) -> Key:
-        """Identity: device and address."""
-        return Key(Kind.NEIGHBOUR, self.namespace, self.device, self.address.packed.hex())
-
-
-@dataclass(frozen=True, slots=True)
-class Shortcut:
-    """The way from a tunnel straight into the container behind *port*, past bridge and queue (ADR 12).
-
-    For frames to *mac* alone; all others take the bridge.
-    """
-
-    namespace: str
-    device: str
-    mac: Mac
-    port: str
-    """Empty when there is no such device any more."""
+    def can_be_made(self) -> bool:
+        """Tell whether it can be made when it is not there."""
+        return True
 
     @property
-    def key(self) -> Key:
-        """Identity: device and MAC."""
-        return Key(Kind.SHORTCUT, self.namespace, self.device, self.mac)
-
-
-@dataclass(frozen=True, slots=True)
-class Balancer:
-    """The services of one network in a container's own namespace: destination NAT for what it sends.
-
-    Connections to a virtual address go to its backends in turn; where there is none they are refused.
-    """
-
-    sandbox: str
-    """The container's namespace, by the path that the engine gave."""
-    namespace: str
-    """The network's, whose name the table bears."""
-    services: Services
-    turn: int = field(default=0, compare=False)
-    """With which backend to begin: not all containers with the same one."""
-    sound: bool = True
-    """No wish has False; the kernel may, after a careless hand."""
+    def leads_nowhere(self) -> bool:
+        """Tell whether what it led to has ended: it goes without anybody having meddled."""
+        return False
 
     @property
-    def key(self) -> Key:
-        """Identity: sandbox and network."""
-        return Key(Kind.BALANCER, self.sandbox, self.namespace)
+    def label(self) -> str:
+        """Return a short name for log lines."""
+        raise NotImplementedError
+
+    @property
+    def description(self) -> str:
+        """Return what a person would look for, and where."""
+        return f"{self.label} in {self.key.place}"
+
+    def differences(self, have: Any) -> Iterator[str]:
+        """Yield in words what *have*, the same object in the kernel, has otherwise."""
+        for name in _compared(self):
+            was = getattr(have, name)
+            if name == "sound" and not was:
+                yield "was down or had a foreign setting"
+            elif was != getattr(self, name):
+                yield f"{name} was {was or 'none'}"
+
+    def deviation(self, have: KernelObject | None) -> str:
+        """Say in a sentence how *have*, what there was in its place, was not this object."""
+        if have is None:
+            return f"{self.label} was gone"
+        return f"{self.label}: {', '.join(self.differences(have))}"
+
+    def hint(self, number: int) -> str:
+        """Return what to do when the kernel refuses it with errno *number*; empty: nothing special."""
+        return ""
 
 
-Row: TypeAlias = FdbEntry | Neighbour
-KernelObject: TypeAlias = Namespace | Bridge | BridgeAddress | Vxlan | Port | Row | Shortcut | Balancer
+class SpaceObject(KernelObject):
+    """An object in a network namespace that we can reach: of a network, or the host's own."""
+
+    __slots__ = ()
+
+    is_of_host: ClassVar[bool] = False
+    """Whether objects of this kind are in the host's own namespace, rather than in networks'."""
+
+    @classmethod
+    def read(cls, look: Look) -> Iterator[KernelObject]:
+        """Yield those of this kind that are ours in a namespace; raise OSError."""
+        raise NotImplementedError
+
+    def set(self, spaces: Spaces, have: KernelObject | None) -> None:
+        """Make it exist with exactly these values; *have* is what is there now, if anything.
+
+        Raises KernelError or OSError.
+        """
+        raise NotImplementedError
+
+    def delete(self, spaces: Spaces) -> None:
+        """Remove it; one that is gone is no error. Raises KernelError or OSError."""
+        raise NotImplementedError
+
+    def together(self, *, deleting: bool) -> Together | None:
+        """Return with what it can be set, or deleted, in one go; None: alone, by `set` and `delete`."""
+        return None
+
+
 KernelState: TypeAlias = Mapping[Key, KernelObject]
 
 
-def parent(obj: KernelObject) -> Key | None:
-    """Return the key of the object that takes *obj* with it when it goes; None when there is none of ours."""
-    match obj:
-        case Namespace() | Balancer():
-            return None
-        case Bridge() | Vxlan() | Port():
-            return Key(Kind.NAMESPACE, obj.namespace)
-        case BridgeAddress():
-            return Key(Kind.BRIDGE, obj.namespace, obj.device)
-        case FdbEntry() | Neighbour() | Shortcut():
-            return Key(Kind.VXLAN, obj.namespace, obj.device)
-
-
-def index(objects: list[KernelObject]) -> dict[Key, KernelObject]:
+def index(objects: Iterable[KernelObject]) -> dict[Key, KernelObject]:
     """Key a list of objects."""
     return {obj.key: obj for obj in objects}
+
+
+def _compared(obj: Any) -> list[str]:
+    """Return the names of the fields that make objects equal."""
+    if isinstance(obj, tuple):
+        return list(obj._fields)  # type: ignore[attr-defined]
+    return [one.name for one in fields(obj) if one.compare]

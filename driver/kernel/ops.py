@@ -11,7 +11,7 @@ from driver.kernel.objects import KernelObject
 class Set:
     """Make *want* exist with exactly its values; *have* is what is there now, if anything.
 
-    A port's *have* may bear another name: somebody renamed it, and its container cannot get a new one.
+    *have* may bear another name: somebody renamed it, and there is no way to make it anew.
     """
 
     want: KernelObject

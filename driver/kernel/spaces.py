@@ -1,4 +1,4 @@
-"""The pinned namespaces of this host, each with two sockets that stay open: to ask, and to listen."""
+"""The namespaces that we work in: the host's own, and the pinned ones, each with sockets that stay open."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from driver.kernel import netns
 from driver.kernel.names import NAMESPACE_PREFIX
 from driver.kernel.netlink.events import SpaceListener
 from driver.kernel.netlink.socket import Channel
+from driver.wish.values import HOST
 
 
 class Space(NamedTuple):
@@ -23,10 +24,16 @@ class Space(NamedTuple):
 
 
 class Spaces:
-    """Namespaces by name, under *directory*, which need not exist before the first is made."""
+    """Namespaces by name, under *directory*, which need not exist before the first is made.
+
+    "The host" is the network namespace of the thread that makes this.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self.host = Channel.here()
+        self.home = netns.current()
+        """The host's namespace, as a descriptor."""
         self.open: dict[str, Space] = {}
 
     def names(self) -> list[str]:
@@ -40,7 +47,9 @@ class Spaces:
         return sorted({*self.open, *found})
 
     def channel(self, name: str) -> Channel | None:
-        """Return the socket into namespace *name*, None when there is none; raise OSError."""
+        """Return the socket into namespace *name*, or into HOST; None when there is none. Raises OSError."""
+        if name is HOST:
+            return self.host
         space = self.space(name)
         return space.channel if space else None
 
@@ -102,6 +111,9 @@ class Spaces:
         """Give back the sockets."""
         for name in list(self.open):
             self._forget(name)
+        self.host.close()
+        with contextlib.suppress(OSError):
+            os.close(self.home)
 
     def _forget(self, name: str) -> None:
         space = self.open.pop(name, None)

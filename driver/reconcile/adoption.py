@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import partial
 
 from driver.kernel import Kernel
+from driver.kernel.kinds import FLOOD_MAC, FdbEntry, Neighbour
 from driver.kernel.names import container_name, namespace_name
-from driver.kernel.objects import FLOOD_MAC, FdbEntry, KernelState, Neighbour
+from driver.kernel.objects import KernelState
 from driver.reconcile.desired import vanished
 from driver.wish.errors import KernelError
 from driver.wish.model import Peer, Phase

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from driver.kernel.kinds import Balancer, Services
 from driver.kernel.names import namespace_name
-from driver.kernel.objects import Balancer, Key, Services
+from driver.kernel.objects import Key
 from driver.wish.model import Phase
 from driver.wish.state import State
 from driver.wish.values import Address, NetworkId

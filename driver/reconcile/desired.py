@@ -6,6 +6,17 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from ipaddress import ip_interface
 
+from driver.kernel.kinds import (
+    FLOOD_MAC,
+    Bridge,
+    BridgeAddress,
+    FdbEntry,
+    Namespace,
+    Neighbour,
+    Port,
+    Shortcut,
+    Vxlan,
+)
 from driver.kernel.names import (
     ALIAS_PREFIX,
     bridge_name,
@@ -14,25 +25,10 @@ from driver.kernel.names import (
     port_name,
     vxlan_name,
 )
-from driver.kernel.objects import (
-    FLOOD_MAC,
-    Bridge,
-    BridgeAddress,
-    FdbEntry,
-    KernelObject,
-    KernelState,
-    Key,
-    Kind,
-    Namespace,
-    Neighbour,
-    Port,
-    Shortcut,
-    Vxlan,
-    index,
-)
+from driver.kernel.objects import KernelObject, KernelState, Key, index
 from driver.wish.model import Endpoint, Network, Peer, Phase, Segment, Underlay
 from driver.wish.state import State
-from driver.wish.values import Address, EndpointId, NetworkId, bridge_mac
+from driver.wish.values import HOST, Address, EndpointId, NetworkId, Scope, bridge_mac
 
 IPV4_OVERHEAD = 50
 """Bytes of outer Ethernet payload: IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14."""
@@ -51,13 +47,25 @@ def container_mtu(network: Network, vtep: Address | None, underlay: Underlay) ->
 
 
 def desired(
-    state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_UNDERLAY, *, shortcuts: bool = True
+    state: State, scope: Scope, underlay: Underlay = FALLBACK_UNDERLAY, *, shortcuts: bool = True
 ) -> KernelState:
-    """Return everything that must exist in this host's kernel for a network, and nothing else.
+    """Return everything that must exist in this host's kernel for a network or for HOST, and nothing else.
 
-    Nothing must exist while no container of it is on this host. *shortcuts* are only for kernels that
-    have them.
+    For a network nothing must exist while no container of it is on this host. *shortcuts* are only for
+    kernels that have them.
     """
+    found = of_host(state) if scope is HOST else _of_network(state, scope, underlay, shortcuts=shortcuts)
+    return index(found)
+
+
+def of_host(state: State) -> Collection[KernelObject]:
+    """Return what must exist for the host itself, whatever networks it has."""
+    return ()
+
+
+def _of_network(
+    state: State, network_id: NetworkId, underlay: Underlay, *, shortcuts: bool
+) -> Collection[KernelObject]:
     network = state.networks.get(network_id)
     present = [
         e
@@ -65,7 +73,7 @@ def desired(
         if e.phase is not Phase.CREATED and e.id not in state.doubtful
     ]
     if network is None or not present:
-        return {}
+        return ()
     mtu = container_mtu(network, state.host.vtep, underlay)
     objects: list[KernelObject] = [Namespace(namespace_name(network_id))]
     for segment in network.segments:
@@ -74,7 +82,7 @@ def desired(
     objects += [p for e in present if (p := _port(state, network, e, mtu)) is not None]
     if shortcuts:
         objects += _shortcuts(network, present)
-    return index(objects)
+    return objects
 
 
 def vanished(
@@ -93,7 +101,7 @@ def vanished(
         e.id
         for e in state.endpoints_of(network)
         if e.phase is Phase.JOINED and e.id not in known
-        if (Key(Kind.PORT, namespace, port_name(e.id)) not in have and _port_alias(e) not in aliases)
+        if (Key(Port.kind, namespace, port_name(e.id)) not in have and _port_alias(e) not in aliases)
         or container_name(e.id) in ends
     )
 

@@ -24,8 +24,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from driver.kernel import Kernel
+from driver.kernel.kinds import SHARED, Namespace
 from driver.kernel.names import namespace_name
-from driver.kernel.objects import SHARED, KernelState, Key, Kind, Namespace
+from driver.kernel.objects import KernelState, Key, Kind
 from driver.kernel.ops import Delete, Op
 from driver.reconcile.adoption import adopt_kernel, withdraw
 from driver.reconcile.desired import vanished
@@ -249,7 +250,7 @@ class NetworkReconciler:
             errors = {namespace.key: failure}
         for key, error in list(errors.items())[:1]:
             log.warning(
-                "network %s: %s %s: %s (%d in all)", network, key.kind.name, key.name, error, len(errors)
+                "network %s: %s %s: %s (%d in all)", network, key.kind.word, key.name, error, len(errors)
             )
         return errors
 
@@ -321,7 +322,7 @@ class NetworkReconciler:
             except KernelError as failure:
                 errors = {orphan.key: failure}
             for key, error in errors.items():
-                log.warning("namespace %s: %s %s: %s", name, key.kind.name, key.name, error)
+                log.warning("namespace %s: %s %s: %s", name, key.kind.word, key.name, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from driver.kernel.objects import FLOOD_MAC, SHARED, KernelState, Key, Row
+from driver.kernel.kinds import Row
+from driver.kernel.objects import KernelState, Key
 from driver.kernel.ops import Op, subject
 from driver.reconcile.desired import desired
 from driver.wish.model import Endpoint, Peer, Underlay
 from driver.wish.state import State
-from driver.wish.values import Address, Mac, NetworkId
+from driver.wish.values import Address, Mac, NetworkId, Scope
 
 _Peers = Mapping[Address, Peer]
 
@@ -34,27 +35,25 @@ class Part:
     def after(self, ops: Sequence[Op]) -> Part | None:
         """Return what to look at after *ops*; None when that is all there is, and more than here is known.
 
-        A device made anew has lost its rows. To remove a replication row that a hand has spoilt removes
-        them all.
+        A device made anew has lost its rows. To remove a replication row that somebody has spoilt
+        removes them all.
         """
         if self.rows is not None:
-            return None if any(subject(op).key.kind in SHARED for op in ops) else self
-        rows = {obj.key: obj for obj in map(subject, ops) if isinstance(obj, Row) and obj.mac != FLOOD_MAC}
+            return None if any(subject(op).is_shared for op in ops) else self
+        rows = {obj.key: obj for obj in map(subject, ops) if isinstance(obj, Row) and not obj.is_replication}
         if len(rows) < len(ops) or _WORTH * len(rows) > len(self.want):
             return self
         return Part(_without_others(self.want, rows), rows.values())
 
 
 def whole(
-    before: State | None, after: State, network: NetworkId, underlay: Underlay, *, shortcuts: bool = True
+    before: State | None, after: State, scope: Scope, underlay: Underlay, *, shortcuts: bool = True
 ) -> Part:
-    """Return all of the network, with what was wanted *before* unless that is None."""
-    want = desired(after, network, underlay, shortcuts=shortcuts)
+    """Return all of the network, or of the host, with what was wanted *before* unless that is None."""
+    want = desired(after, scope, underlay, shortcuts=shortcuts)
     if before is None:
         return Part(want)
-    return Part(
-        want, was=want if before is after else desired(before, network, underlay, shortcuts=shortcuts)
-    )
+    return Part(want, was=want if before is after else desired(before, scope, underlay, shortcuts=shortcuts))
 
 
 def changed_part(

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from driver.kernel.objects import (
-    FdbEntry,
-    KernelObject,
-    KernelState,
-    Key,
-    Kind,
-    Neighbour,
-    Port,
-    Shortcut,
-    parent,
-)
+from driver.kernel.objects import KernelObject, KernelState, Key
 from driver.kernel.ops import Delete, Op, Set
-
-#: Rows of a device vanish with it; ports and devices are taken down one by one, because
-#: a namespace dies asynchronously and would keep its VNI busy until then.
-_ROWS = frozenset({Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS, Kind.SHORTCUT})
 
 
 def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> list[Op]:
@@ -29,7 +15,7 @@ def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> li
     renamed = _renamed(want, have)
     there = {**have, **renamed}
     want = _without_dead_ends(want, there)
-    gone = have.keys() - want.keys() - {port.key for port in renamed.values()}
+    gone = have.keys() - want.keys() - {obj.key for obj in renamed.values()}
     deletes = [
         Delete(have[key])
         for key in sorted(gone, reverse=True)
@@ -41,41 +27,35 @@ def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> li
     return [*deletes, *sets]
 
 
-def _renamed(want: KernelState, have: KernelState) -> dict[Key, Port]:
-    """Return by wanted key the ports that are there under another name: the alias tells whose they are."""
-    strays = {
-        (obj.namespace, obj.alias): obj
-        for key, obj in have.items()
-        if isinstance(obj, Port) and key not in want
-    }
-    wanted = ((key, obj) for key, obj in want.items() if isinstance(obj, Port) and key not in have)
-    return {key: strays[whose] for key, obj in wanted if (whose := (obj.namespace, obj.alias)) in strays}
+def _renamed(want: KernelState, have: KernelState) -> dict[Key, KernelObject]:
+    """Return by wanted key the objects that are there under another name: their mark tells whose they are."""
+    strays = {_known_by(obj): obj for key, obj in have.items() if obj.mark and key not in want}
+    if not strays:
+        return {}
+    wanted = ((key, obj) for key, obj in want.items() if obj.mark and key not in have)
+    return {key: strays[known] for key, obj in wanted if (known := _known_by(obj)) in strays}
+
+
+def _known_by(obj: KernelObject) -> tuple[int, str, str]:
+    return obj.kind, obj.key.place, obj.mark
 
 
 def _without_dead_ends(want: KernelState, there: KernelState) -> KernelState:
-    """Return the wish without shortcuts to ports that are gone for good: their containers have ended."""
-    lost = {
-        (obj.namespace, obj.name)
-        for key, obj in want.items()
-        if isinstance(obj, Port) and not obj.create and key not in there
-    }
+    """Return the wish without what leads to objects that are gone for good: their containers have ended."""
+    lost = {key for key, obj in want.items() if not obj.can_be_made and key not in there}
     if not lost:
         return want
-    return {
-        key: obj
-        for key, obj in want.items()
-        if not (isinstance(obj, Shortcut) and (obj.namespace, obj.port) in lost)
-    }
+    return {key: obj for key, obj in want.items() if key in lost or lost.isdisjoint(obj.needs)}
 
 
 def _must_delete(obj: KernelObject, have: KernelState, want: KernelState, prune_rows: bool) -> bool:
-    above = parent(obj)
-    if obj.key.kind in _ROWS and above in have and above not in want:
+    above = obj.parent
+    if obj.goes_with_parent and above in have and above not in want:
         return False
-    return prune_rows or not isinstance(obj, FdbEntry | Neighbour)
+    return prune_rows or not obj.is_told
 
 
 def _must_set(want: KernelObject, have: KernelObject | None) -> bool:
     if have is None:
-        return not isinstance(want, Port) or want.create
+        return want.can_be_made
     return have != want

@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from driver.kernel import Sandboxes
-from driver.kernel.objects import Balancer, KernelState, Key, Services
+from driver.kernel.kinds import Balancer, Services
+from driver.kernel.objects import KernelState, Key
 from driver.reconcile.balancers import balancers, usable
 from driver.reconcile.drift import asked_for, findings, sentence
 from driver.reconcile.plan import diff

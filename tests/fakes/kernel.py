@@ -14,23 +14,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from driver.kernel.objects import (
+from driver.kernel.kinds import (
     FLOOD_MAC,
     Bridge,
     BridgeAddress,
     FdbEntry,
-    KernelObject,
-    KernelState,
-    Key,
-    Kind,
     Namespace,
     Neighbour,
     Port,
     Row,
     Shortcut,
     Vxlan,
-    parent,
 )
+from driver.kernel.objects import KernelObject, KernelState, Key, Kind
 from driver.kernel.ops import Op, Set
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
@@ -76,7 +72,7 @@ class FakeKernel:
         return self.shortcuts
 
     def namespaces(self) -> Collection[str]:
-        return sorted(key.place for key in self.objects if key.kind == Kind.NAMESPACE)
+        return sorted(key.place for key in self.objects if key.kind == Namespace.kind)
 
     def read_place(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
         if self._read_failures:
@@ -201,7 +197,7 @@ class FakeKernel:
         """The MAC that this host answers an ARP or ND question for *address* on *bridge* with."""
         for own in self._all(BridgeAddress, namespace):
             if own.device == bridge and own.interface.ip == address:
-                above = self.objects[Key(Kind.BRIDGE, namespace, bridge)]
+                above = self.objects[Key(Bridge.kind, namespace, bridge)]
                 return above.mac if isinstance(above, Bridge) else None
         tunnels = {v.name for v in self._all(Vxlan, namespace) if v.bridge == bridge}
         rows = (n for n in self._all(Neighbour, namespace) if n.device in tunnels and n.address == address)
@@ -210,7 +206,7 @@ class FakeKernel:
     # The rules.
 
     def _set(self, want: KernelObject) -> None:
-        above = parent(want)
+        above = want.parent
         if above and above not in self.objects:
             raise _refused(want, errno.ENODEV)
         match want:
@@ -221,10 +217,10 @@ class FakeKernel:
             case Port():
                 self._set_port(want)
             case FdbEntry():
-                tunnel = self.objects[Key(Kind.VXLAN, want.namespace, want.device)]
+                tunnel = self.objects[Key(Vxlan.kind, want.namespace, want.device)]
                 if isinstance(tunnel, Vxlan) and _family(tunnel.local) != want.vtep.version:
                     raise _refused(want, errno.EAFNOSUPPORT)
-            case Shortcut() if Key(Kind.PORT, want.namespace, want.port) not in self.objects:
+            case Shortcut() if Key(Port.kind, want.namespace, want.port) not in self.objects:
                 raise _refused(want, errno.ENODEV)
         self.objects[want.key] = want
 
@@ -259,7 +255,7 @@ class FakeKernel:
         self.host_devices[want.peer] = want.alias
 
     def _check_bridge(self, want: KernelObject, bridge: str) -> None:
-        if Key(Kind.BRIDGE, want.key.place, bridge) not in self.objects:
+        if Key(Bridge.kind, want.key.place, bridge) not in self.objects:
             raise _refused(want, errno.ENODEV)
 
     def _delete(self, key: Key) -> None:
@@ -275,7 +271,7 @@ class FakeKernel:
             for obj in list(self.objects.values()):
                 if isinstance(obj, Port | Vxlan) and (obj.namespace, obj.bridge) == gone.key[1:3]:
                     self.objects[obj.key] = replace(obj, bridge="")
-        for child in [obj.key for obj in self.objects.values() if parent(obj) == key]:
+        for child in [obj.key for obj in self.objects.values() if obj.parent == key]:
             self._delete(child)
 
     def _tell(self, namespace: str) -> None:

@@ -7,7 +7,8 @@ import os
 import select
 from collections.abc import Mapping, Sequence
 
-from driver.kernel.objects import Balancer, KernelState, Key, Services
+from driver.kernel.kinds import Balancer, Services
+from driver.kernel.objects import KernelState, Key
 from driver.kernel.ops import Delete, Op, Set
 from driver.wish.errors import KernelError
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface
 
-from driver.kernel.objects import (
+from driver.kernel.kinds import (
     FLOOD_MAC,
     Bridge,
     BridgeAddress,
     FdbEntry,
-    KernelObject,
-    Key,
     Namespace,
     Neighbour,
     Port,
     Shortcut,
     Vxlan,
-    index,
 )
+from driver.kernel.objects import KernelObject, Key, index
 from driver.wish.values import Mac, Vni
 
 NS = "pyoverlay-net1"

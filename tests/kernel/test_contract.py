@@ -12,19 +12,19 @@ from random import Random
 import pytest
 
 from driver.kernel import Kernel
-from driver.kernel.objects import (
+from driver.kernel.kinds import (
     FLOOD_MAC,
     Bridge,
+    BridgeAddress,
     FdbEntry,
-    KernelObject,
-    Key,
-    Kind,
     Namespace,
     Neighbour,
     Port,
     Row,
+    Shortcut,
     Vxlan,
 )
+from driver.kernel.objects import KernelObject, Key
 from driver.kernel.ops import Delete, Set
 from driver.reconcile.plan import diff
 from driver.wish.values import Mac, Vni, mac_of
@@ -33,9 +33,9 @@ from tests.kernel.hosts import Host
 from tests.kernel.samples import NS, PEER_MAC, network
 from tests.worlds import converge, walk
 
-BRIDGE = Key(Kind.BRIDGE, NS, "br0")
-VXLAN = Key(Kind.VXLAN, NS, "vx0")
-PORT = Key(Kind.PORT, NS, "p0")
+BRIDGE = Key(Bridge.kind, NS, "br0")
+VXLAN = Key(Vxlan.kind, NS, "vx0")
+PORT = Key(Port.kind, NS, "p0")
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.kernel)])
@@ -123,7 +123,7 @@ def test_a_new_vni_loses_the_rows_until_the_next_round(kernel: Kernel) -> None:
     vxlan = want[VXLAN]
     assert isinstance(vxlan, Vxlan)
     kernel.apply([Set(replace(vxlan, vni=Vni(7)), vxlan)])
-    assert not [key for key in kernel.read_place(NS) if key.kind in (Kind.FDB, Kind.NEIGHBOUR)]
+    assert not [key for key in kernel.read_place(NS) if key.kind in (FdbEntry.kind, Neighbour.kind)]
 
 
 def test_rows_are_replaced_and_replication_rows_added(kernel: Kernel) -> None:
@@ -138,7 +138,7 @@ def test_rows_are_replaced_and_replication_rows_added(kernel: Kernel) -> None:
     got = kernel.read_place(NS)
     for op in ops:
         assert got[op.want.key] == op.want
-    assert len([key for key in got if key.kind == Kind.FDB and FLOOD_MAC in key.rest]) == 2
+    assert len([key for key in got if key.kind == FdbEntry.kind and FLOOD_MAC in key.rest]) == 2
 
 
 def test_of_the_rows_one_may_read_some(kernel: Kernel) -> None:
@@ -187,25 +187,25 @@ def test_without_its_parent_an_object_is_refused_and_the_others_are_not(kernel: 
     want = network()
     other = network(vni=2000, ns="pyoverlay-net2")
     failures = kernel.apply([*diff({k: o for k, o in want.items() if k != BRIDGE}, {}), *diff(other, {})])
-    refused = {Kind.ADDRESS, Kind.VXLAN, Kind.PORT, Kind.FDB, Kind.NEIGHBOUR, Kind.SHORTCUT}
+    refused = {BridgeAddress.kind, Vxlan.kind, Port.kind, FdbEntry.kind, Neighbour.kind, Shortcut.kind}
     assert set(failures) == {key for key in want if key.kind in refused}
     assert all(failure.errno == errno.ENODEV for failure in failures.values())
-    assert kernel.read_place(NS) == {Key(Kind.NAMESPACE, NS): Namespace(NS)}
+    assert kernel.read_place(NS) == {Key(Namespace.kind, NS): Namespace(NS)}
     assert kernel.read_place("pyoverlay-net2") == other
 
 
 def test_without_a_namespace_nothing_is_set_and_nothing_crashes(kernel: Kernel) -> None:
     want = network()
-    del want[Key(Kind.NAMESPACE, NS)]
+    del want[Key(Namespace.kind, NS)]
     assert set(kernel.apply(diff(want, {}))) == set(want)
 
 
 def test_a_vni_is_used_once_for_a_port(kernel: Kernel) -> None:
     build(kernel, network())
     failures = kernel.apply(diff(network(ns="pyoverlay-net2"), {}))
-    assert failures[Key(Kind.VXLAN, "pyoverlay-net2", "vx0")].errno == errno.EEXIST
+    assert failures[Key(Vxlan.kind, "pyoverlay-net2", "vx0")].errno == errno.EEXIST
     assert kernel.apply(diff(network(ns="pyoverlay-net3", port=4790), {})).keys() <= {
-        Key(Kind.PORT, "pyoverlay-net3", "p0")
+        Key(Port.kind, "pyoverlay-net3", "p0")
     }
 
 
@@ -243,7 +243,7 @@ def test_ports_outlive_their_bridge(kernel: Kernel) -> None:
     kernel.apply([Delete(bridge)])
     left = kernel.read_place(NS)
     assert BRIDGE not in left
-    assert not [key for key in left if key.kind == Kind.ADDRESS]
+    assert not [key for key in left if key.kind == BridgeAddress.kind]
     port = left[PORT]
     assert isinstance(port, Port)
     assert port.bridge == ""
@@ -252,7 +252,7 @@ def test_ports_outlive_their_bridge(kernel: Kernel) -> None:
 
 def test_a_name_has_fifteen_characters_at_most(kernel: Kernel) -> None:
     ops = [Set(Namespace(NS)), Set(Bridge(NS, "b" * 16, Mac("02:44:00:00:00:01"), 1500, "pyoverlay x"))]
-    assert [key.kind for key in kernel.apply(ops)] == [Kind.BRIDGE]
+    assert [key.kind for key in kernel.apply(ops)] == [Bridge.kind]
 
 
 def test_an_outer_address_of_the_other_family_is_refused(kernel: Kernel) -> None:

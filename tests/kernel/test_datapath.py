@@ -14,20 +14,19 @@ from ipaddress import IPv6Address, ip_address, ip_interface
 import pytest
 
 from driver.kernel import netns
-from driver.kernel.objects import (
+from driver.kernel.kinds import (
     FLOOD_MAC,
     Bridge,
     BridgeAddress,
     FdbEntry,
-    KernelObject,
     Namespace,
     Neighbour,
     Port,
     Row,
     Shortcut,
     Vxlan,
-    index,
 )
+from driver.kernel.objects import KernelObject, index
 from driver.reconcile.plan import diff
 from driver.wish.values import Address, Mac, Vni, bridge_mac, mac_of
 from tests.kernel.hosts import Host, Space, eventually

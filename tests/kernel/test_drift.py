@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from driver.kernel.objects import Key, Kind, Port
+from driver.kernel.kinds import Namespace, Port
+from driver.kernel.objects import Key
 from driver.reconcile.plan import diff
 from tests.kernel.hosts import Host, eventually
 from tests.kernel.samples import NS, network
@@ -105,7 +106,7 @@ def test_a_pin_that_now_is_another_namespace_is_seen_and_mended(built: Host) -> 
     pin = built.directory / NS
     subprocess.run(["umount", "--lazy", str(pin)], check=True)
     subprocess.run(["unshare", "--net", "mount", "--bind", "/proc/self/ns/net", str(pin)], check=True)
-    assert [key.kind for key in built.kernel.read_place(NS)] == [Kind.NAMESPACE]
+    assert [key.kind for key in built.kernel.read_place(NS)] == [Namespace.kind]
     want = network()
     # The former namespace ends in the background, and its VNI is busy until then.
     assert eventually(lambda: converge(built.kernel, want) == want)
@@ -122,7 +123,7 @@ def test_what_others_made_is_neither_read_nor_deleted(built: Host) -> None:
     )
     want = network()
     assert built.kernel.read_place(NS) == want
-    built.kernel.apply(diff({key: obj for key, obj in want.items() if key.kind == Kind.NAMESPACE}, want))
+    built.kernel.apply(diff({key: obj for key, obj in want.items() if key.kind == Namespace.kind}, want))
     left = {link["ifname"] for link in space.json("ip -j link")}
     assert {"dbg0", "dbg1", "dbg2", "dbg3"} <= left
     assert not {"br0", "vx0", "p0"} & left
@@ -131,12 +132,12 @@ def test_what_others_made_is_neither_read_nor_deleted(built: Host) -> None:
 def test_a_device_that_nobody_signed_yet_is_finished(host: Host) -> None:
     """A process died between making a device and naming it ours."""
     want = network()
-    host.kernel.apply(diff({key: obj for key, obj in want.items() if key.kind == Kind.NAMESPACE}, {}))
+    host.kernel.apply(diff({key: obj for key, obj in want.items() if key.kind == Namespace.kind}, {}))
     space = host.overlay(NS)
     space.run(f"ip link add br0 type bridge; ip link add p0 type veth peer name c0 netns {host.path}")
     host.run(f"ip link add vx0 netns {space.path} type vxlan id 1000 dstport 4789 nolearning proxy")
     assert converge(host.kernel, want) == want
     (peer,) = host.json("ip -j link show c0")
-    port = want[Key(Kind.PORT, NS, "p0")]
+    port = want[Key(Port.kind, NS, "p0")]
     assert isinstance(port, Port)
     assert peer["address"] == port.peer_mac

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from driver.kernel import Kernel
-from driver.kernel.objects import FLOOD_MAC, FdbEntry, Key, Kind, Neighbour, Port, Row
+from driver.kernel.kinds import FLOOD_MAC, FdbEntry, Neighbour, Port, Row
+from driver.kernel.objects import Key
 from driver.kernel.ops import Delete, Op, Set
 from driver.reconcile.plan import diff
 from driver.wish.model import Underlay
@@ -118,7 +119,7 @@ def test_the_fake_one_tells_of_hands(wake: int) -> None:
     kernel = FakeKernel()
     want = network()
     kernel.apply(diff(want, {}))
-    kernel.lose(Key(Kind.FDB, NS, "vx0", PEER_MAC))
+    kernel.lose(Key(FdbEntry.kind, NS, "vx0", PEER_MAC))
     assert kernel.await_news(10, wake) == {NS}
     assert kernel.await_news(AT_ONCE, wake) == set()
     kernel.spoil(FdbEntry(NS, "vx0", PEER_MAC, ip_address("192.0.2.66")))
@@ -255,7 +256,7 @@ def test_a_port_mended_with_its_bridge_settings_is_still_the_same(built: Host) -
     (before,) = space.json("ip -j link show p0")
     space.run("ip link set p0 type bridge_slave isolated on")
     want = network()
-    port = want[Key(Kind.PORT, NS, "p0")]
+    port = want[Key(Port.kind, NS, "p0")]
     assert isinstance(port, Port)
     assert converge(built.kernel, {**want, port.key: replace(port, create=False)}) == want
     (after,) = space.json("ip -j link show p0")

@@ -14,19 +14,9 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from driver.kernel.host import NetlinkKernel
+from driver.kernel.kinds import Bridge, BridgeAddress, FdbEntry, Namespace, Neighbour, Port, Vxlan
 from driver.kernel.netlink.socket import Channel, Refused
-from driver.kernel.objects import (
-    Bridge,
-    BridgeAddress,
-    FdbEntry,
-    KernelObject,
-    Key,
-    Kind,
-    Namespace,
-    Neighbour,
-    Port,
-    Vxlan,
-)
+from driver.kernel.objects import KernelObject, Key
 from driver.kernel.ops import Delete, Set
 from driver.reconcile.plan import diff
 from driver.wish.errors import KernelError
@@ -38,8 +28,8 @@ from tests.worlds import converge
 
 pytestmark = pytest.mark.kernel
 
-VXLAN: Key = Key(Kind.VXLAN, NS, "vx0")
-PORT: Key = Key(Kind.PORT, NS, "p0")
+VXLAN: Key = Key(Vxlan.kind, NS, "vx0")
+PORT: Key = Key(Port.kind, NS, "p0")
 
 
 @pytest.fixture
@@ -175,7 +165,7 @@ def test_a_strangers_device_in_the_namespace_is_not_touched(host: Host, alias: s
     host.kernel.apply([Set(Namespace(NS))])
     space = host.overlay(NS)
     space.run(f"ip link add br0 type veth peer name dbg && ip link set br0 alias '{alias}'")
-    failure = host.kernel.apply(diff(network(), {}))[Key(Kind.BRIDGE, NS, "br0")]
+    failure = host.kernel.apply(diff(network(), {}))[Key(Bridge.kind, NS, "br0")]
     assert f"{NS} has a veth device named br0 that is not pyoverlay's" in str(failure)
     assert {"br0", "dbg"} <= {link["ifname"] for link in space.json("ip -j link")}
 
@@ -217,7 +207,7 @@ def test_a_process_without_capabilities_says_so(host: Host) -> None:
         verdict = 1
         try:
             os.setresuid(65534, 65534, 65534)
-            failure = host.kernel.apply([Set(Namespace(NS))])[Key(Kind.NAMESPACE, NS)]
+            failure = host.kernel.apply([Set(Namespace(NS))])[Key(Namespace.kind, NS)]
             verdict = 0 if "CAP_SYS_ADMIN" in str(failure) else 2
         finally:
             os._exit(verdict)
@@ -273,7 +263,7 @@ def test_one_bad_row_among_many_fails_alone(host: Host, space: Space) -> None:
     rows = [r._replace(vtep=ip_address("2001:db8::2")) if n in bad else r for n, r in enumerate(rows)]
     failures = host.kernel.apply([Set(row) for row in rows])
     assert set(failures) == {rows[n].key for n in bad}
-    assert len([key for key in host.kernel.read_place(NS) if key.kind == Kind.FDB]) == 995 + 2
+    assert len([key for key in host.kernel.read_place(NS) if key.kind == FdbEntry.kind]) == 995 + 2
 
 
 def test_a_bridge_keeps_its_mtu_whatever_its_ports_have(host: Host) -> None:

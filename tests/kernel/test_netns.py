@@ -10,7 +10,7 @@ import pytest
 
 from driver.kernel import netns
 from driver.kernel.host import NetlinkKernel
-from driver.kernel.objects import Namespace
+from driver.kernel.kinds import Namespace
 from driver.kernel.ops import Delete, Set
 from tests.kernel.hosts import Host, Space, in_mount_namespace
 from tests.kernel.samples import NS, network

@@ -13,8 +13,9 @@ import pytest
 from driver.kernel import Sandboxes, netns
 from driver.kernel.balancers import nft
 from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.kernel.kinds import Balancer, Services
 from driver.kernel.netlink.socket import Refused
-from driver.kernel.objects import Balancer, Key, Services, index
+from driver.kernel.objects import Key, index
 from driver.kernel.ops import Delete, Set
 from driver.reconcile.plan import diff
 from tests.fakes.sandboxes import FakeSandboxes

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import pytest
 
 from driver.kernel.host import NetlinkKernel
+from driver.kernel.kinds import FLOOD_MAC, Shortcut
 from driver.kernel.names import namespace_name, port_name
-from driver.kernel.objects import FLOOD_MAC, Key, Kind, Shortcut
+from driver.kernel.objects import Key
 from driver.kernel.ops import Delete, Set
 from driver.kernel.shortcuts import bpf
 from driver.kernel.shortcuts.bpf import Rows
@@ -175,7 +176,7 @@ def test_a_row_that_cannot_be_renewed_leads_nowhere_and_the_bridge_remains(
     monkeypatch.setattr(Rows, "put", full)
     failures = host.kernel.apply(diff(want, host.kernel.read_place(NS)))
     assert [failure.errno for failure in failures.values()] == [errno.ENOMEM]
-    assert not [key for key in host.kernel.read_place(NS) if key.kind == Kind.SHORTCUT]
+    assert not [key for key in host.kernel.read_place(NS) if key.kind == Shortcut.kind]
 
 
 def test_a_port_that_was_renamed_keeps_its_shortcut(host: Host) -> None:
@@ -191,7 +192,7 @@ def test_a_port_made_anew_has_a_new_shortcut(host: Host) -> None:
     host.kernel.apply(diff(want, {}))
     host.overlay(NS).run("ip link del p0")
     have = host.kernel.read_place(NS)
-    assert have[Key(Kind.SHORTCUT, NS, "vx0", MAC)] == Shortcut(NS, "vx0", MAC, "")
+    assert have[Key(Shortcut.kind, NS, "vx0", MAC)] == Shortcut(NS, "vx0", MAC, "")
     assert host.kernel.apply(diff(want, have)) == {}
     assert host.kernel.read_place(NS) == want
 
@@ -212,7 +213,7 @@ def test_many_rows_are_read_back(host: Host) -> None:
 )
 def test_somebody_elses_filter_stays(host: Host, theirs: str) -> None:
     want = network()
-    before = {key: obj for key, obj in want.items() if key.kind != Kind.SHORTCUT}
+    before = {key: obj for key, obj in want.items() if key.kind != Shortcut.kind}
     host.kernel.apply(diff(before, {}))
     space = host.overlay(NS)
     space.run(f"tc qdisc add dev vx0 clsact; tc filter add dev vx0 ingress {theirs}")
@@ -226,13 +227,13 @@ def test_somebody_elses_filter_stays(host: Host, theirs: str) -> None:
 
 def test_somebody_elses_filter_in_the_place_of_ours_stays_and_the_bridge_does(host: Host) -> None:
     want = network()
-    before = {key: obj for key, obj in want.items() if key.kind != Kind.SHORTCUT}
+    before = {key: obj for key, obj in want.items() if key.kind != Shortcut.kind}
     host.kernel.apply(diff(before, {}))
     space = host.overlay(NS)
     theirs = f"prio {0x7079} u32 match u32 0 0 flowid 1:1"
     space.run(f"tc qdisc add dev vx0 clsact; tc filter add dev vx0 ingress {theirs}")
     alone = space.run(FILTER)
-    assert [key.kind for key in host.kernel.apply(diff(want, before))] == [Kind.SHORTCUT]
+    assert [key.kind for key in host.kernel.apply(diff(want, before))] == [Shortcut.kind]
     assert host.kernel.read_place(NS) == before
     assert space.run(FILTER) == alone
 
@@ -253,11 +254,11 @@ def test_who_may_not_call_bpf_any_more_removes_the_filter_and_all_else_works(
     want = network()
     host.kernel.apply(diff(want, {}))
     monkeypatch.setattr(bpf, "_NUMBER", {})
-    unwanted = {key: obj for key, obj in want.items() if key.kind != Kind.SHORTCUT}
+    unwanted = {key: obj for key, obj in want.items() if key.kind != Shortcut.kind}
     assert host.kernel.apply(diff(unwanted, host.kernel.read_place(NS))) == {}
     assert host.kernel.read_place(NS) == unwanted
     assert host.overlay(NS).run(FILTER) == ""
-    assert [key.kind for key in host.kernel.apply(diff(want, unwanted))] == [Kind.SHORTCUT]
+    assert [key.kind for key in host.kernel.apply(diff(want, unwanted))] == [Shortcut.kind]
 
 
 def test_a_kernel_without_them_says_so_once_and_does_without(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
-from driver.kernel.objects import Balancer, Key, Kind
+from driver.kernel.kinds import Balancer
+from driver.kernel.objects import Key
 from driver.reconcile.balancers import balancers, usable
 from driver.wish.model import Endpoint, Host, Network, Peer, PeerNode, Peers, Phase
 from driver.wish.peers import heard
@@ -128,7 +129,7 @@ class TestBalancers:
 
     def test_what_nobody_has_spoken_of_stays_as_it_is(self) -> None:
         wish, kept = balancers(replace(state(), services={}), {NET: None})
-        assert kept == {Key(Kind.BALANCER, f"/run/docker/netns/{n}", "pyoverlay-net1") for n in (1, 2)}
+        assert kept == {Key(Balancer.kind, f"/run/docker/netns/{n}", "pyoverlay-net1") for n in (1, 2)}
         assert list(wish.values()) == [{}, {}]
 
     def test_a_container_in_two_networks_gets_two_in_one_sandbox(self) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from driver.cluster.memory import MemoryStore
 from driver.cluster.publication import publication
+from driver.kernel.kinds import Bridge, BridgeAddress, FdbEntry, Namespace, Neighbour, Port, Shortcut, Vxlan
 from driver.kernel.names import namespace_name, port_name
-from driver.kernel.objects import Bridge, FdbEntry, Kind, Namespace, Port, Shortcut, Vxlan
 from driver.reconcile import networks as engine
 from driver.reconcile.drift import findings, sentence
 from driver.reconcile.plan import diff
@@ -60,17 +60,17 @@ def test_what_was_changed_is_right_again_told_and_counted(
     right = vxlan(node)
     node.kernel.spoil(replace(right, mtu=1400))
     assert _soon(lambda: vxlan(node) == right, 2)
-    assert _soon(lambda: node.reconciler.repairs == {Kind.VXLAN: 1})
+    assert _soon(lambda: node.reconciler.repairs == {Vxlan.kind: 1})
     assert _soon(lambda: f"network {NET}: repaired: {right.name}: mtu was 1400" in caplog.text)
 
 
 def test_a_whole_namespace_is_right_again_but_for_its_containers(node: Node) -> None:
     attach(node, EP, "10.62.0.4")
     before = node.have()
-    lost = {key for key in before if key.kind in (Kind.PORT, Kind.SHORTCUT)}
+    lost = {key for key in before if key.kind in (Port.kind, Shortcut.kind)}
     node.kernel.lose(Namespace(PLACE).key)
     assert _soon(lambda: node.have().keys() == before.keys() - lost, 2)
-    assert _soon(lambda: node.reconciler.repairs == {Kind.NAMESPACE: 1})
+    assert _soon(lambda: node.reconciler.repairs == {Namespace.kind: 1})
 
 
 def test_a_shortcut_that_is_gone_or_leads_elsewhere_is_right_again_told_and_counted(
@@ -81,9 +81,9 @@ def test_a_shortcut_that_is_gone_or_leads_elsewhere_is_right_again_told_and_coun
     (right,) = (obj for obj in before.values() if isinstance(obj, Shortcut))
     node.kernel.lose(right.key)
     assert _soon(lambda: node.have() == before, 2)
-    assert _soon(lambda: node.reconciler.repairs == {Kind.SHORTCUT: 1})
+    assert _soon(lambda: node.reconciler.repairs == {Shortcut.kind: 1})
     node.kernel.spoil(replace(right, port="eth7"))
-    assert _soon(lambda: node.reconciler.repairs == {Kind.SHORTCUT: 2})
+    assert _soon(lambda: node.reconciler.repairs == {Shortcut.kind: 2})
     assert node.have() == before
     name = f"shortcut to {right.mac} from {right.device}"
     assert _soon(lambda: caplog.text.count(f"repaired: {name}") == 2)
@@ -121,7 +121,7 @@ def test_what_a_hand_does_while_the_wish_changes_is_told_and_counted(
             assert _soon(lambda: len(node.wish.state.peers.entries[NetworkId(NET)]) == others + 1)
         assert _soon(lambda: len(node.rows()) == others + 1)
         assert vxlan(node) == right
-        assert _soon(lambda: node.reconciler.repairs == {Kind.VXLAN: 1})
+        assert _soon(lambda: node.reconciler.repairs == {Vxlan.kind: 1})
         assert caplog.text.count("repaired") == 1
     finally:
         other.end()
@@ -154,7 +154,7 @@ def test_a_fight_is_held_at_one_round_a_second(node: Node, caplog: pytest.LogCap
         time.sleep(0.01)
     assert 2 <= caplog.text.count("repaired") <= 3
     assert _soon(lambda: vxlan(node) == right, 2)
-    assert _soon(lambda: caplog.text.count("repaired") == node.reconciler.repairs[Kind.VXLAN])
+    assert _soon(lambda: caplog.text.count("repaired") == node.reconciler.repairs[Vxlan.kind])
 
 
 def test_a_fight_over_one_network_does_not_slow_another(node: Node) -> None:
@@ -288,7 +288,7 @@ class TestFindings:
         ports_alone = {
             key: replace(obj, bridge="") if isinstance(obj, Port | Vxlan) else obj
             for key, obj in want.items()
-            if key.kind not in (Kind.BRIDGE, Kind.ADDRESS)
+            if key.kind not in (Bridge.kind, BridgeAddress.kind)
         }
         assert sentence(findings(diff(want, ports_alone))) == "br0 was gone"
         assert sentence(findings(diff(want, {}))) == "namespace pyoverlay-net1 was gone"
@@ -311,10 +311,10 @@ class TestFindings:
         want = network()
         have = dict(want)
         for key, obj in want.items():
-            if key.kind in (Kind.ADDRESS, Kind.NEIGHBOUR, Kind.FDB) and ":1::" not in str(obj):
+            if key.kind in (BridgeAddress.kind, Neighbour.kind, FdbEntry.kind) and ":1::" not in str(obj):
                 del have[key]
             if isinstance(obj, Port):
-                have[key] = replace(obj, mtu=-1, bridge="")
+                have[key] = replace(obj, bridge="", sound=False)
             if isinstance(obj, Shortcut):
                 del have[key]
         stranger = FdbEntry(NS, "vx0", Mac("02:00:00:00:00:01"), ip_address("192.0.2.2"))

@@ -6,7 +6,8 @@ import errno
 from ipaddress import ip_address
 
 from driver.kernel import Kernel
-from driver.kernel.objects import FLOOD_MAC, FdbEntry, Key, Kind
+from driver.kernel.kinds import FLOOD_MAC, FdbEntry, Vxlan
+from driver.kernel.objects import Key
 from driver.kernel.ops import Set
 from driver.reconcile.plan import diff
 from driver.wish.values import Mac
@@ -44,9 +45,9 @@ def test_questions_for_addresses_are_answered_at_home() -> None:
 
 def test_it_fails_when_asked_and_only_then() -> None:
     kernel = FakeKernel()
-    kernel.fail_next(Kind.VXLAN, errno.EPERM)
+    kernel.fail_next(Vxlan.kind, errno.EPERM)
     failures = kernel.apply(diff(network(), {}))
-    assert failures[Key(Kind.VXLAN, NS, "vx0")].errno == errno.EPERM
+    assert failures[Key(Vxlan.kind, NS, "vx0")].errno == errno.EPERM
     assert kernel.apply(diff(network(), kernel.read_place(NS))) == {}
 
 

@@ -15,19 +15,20 @@ import pytest
 
 from driver.cluster.memory import MemoryControlPlane, MemoryStore
 from driver.cluster.peering import Peering
-from driver.kernel.names import container_name, namespace_name, port_name
-from driver.kernel.objects import (
+from driver.kernel.kinds import (
     FLOOD_MAC,
     Bridge,
+    BridgeAddress,
     FdbEntry,
-    KernelState,
-    Kind,
+    Namespace,
     Neighbour,
     Port,
     Row,
     Shortcut,
     Vxlan,
 )
+from driver.kernel.names import container_name, namespace_name, port_name
+from driver.kernel.objects import KernelState
 from driver.kernel.ops import Set
 from driver.overlay import Overlay, Route
 from driver.reconcile.networks import NetworkReconciler
@@ -123,7 +124,7 @@ def test_nothing_is_made_before_the_first_join_and_nothing_is_left_after_the_las
     assert attachment.interface == container_name(EndpointId(EP))
     assert len(attachment.interface) <= 15
     kinds = {key.kind for key in node.have()}
-    assert kinds == {Kind.NAMESPACE, Kind.BRIDGE, Kind.ADDRESS, Kind.VXLAN, Kind.PORT, Kind.SHORTCUT}
+    assert kinds == {Namespace.kind, Bridge.kind, BridgeAddress.kind, Vxlan.kind, Port.kind, Shortcut.kind}
     node.detach(EP)
     assert _soon(lambda: list(node.kernel.namespaces()) == [])
     node.overlay.delete_network(NET)
@@ -149,17 +150,17 @@ def test_a_shortcut_that_the_kernel_refuses_costs_no_call_and_no_row(
     node, other = nodes[:2]
     for each in (node, other):
         each.create()
-    node.kernel.fail_next(Kind.SHORTCUT, errno.EPERM, times=1000)
+    node.kernel.fail_next(Shortcut.kind, errno.EPERM, times=1000)
     node.attach(EP, "10.62.0.4")
     other.attach(EP2, "10.62.0.5")
     assert other.rows() == {"10.62.0.4": "192.0.2.1"}
     assert _soon(lambda: node.rows() == {"10.62.0.5": "192.0.2.2"})
     assert node.shortcuts() == {}
-    assert "SHORTCUT" in caplog.text
+    assert "shortcut" in caplog.text
     node.kernel.heal()
     assert _soon(lambda: len(node.shortcuts()) == 1, 2)
     node.attach("ab" + EP[2:], "10.62.0.6")
-    node.kernel.fail_next(Kind.SHORTCUT, errno.EPERM, times=1000)
+    node.kernel.fail_next(Shortcut.kind, errno.EPERM, times=1000)
     node.detach(EP)
     node.detach("ab" + EP[2:])
     node.overlay.delete_network(NET)
@@ -272,7 +273,7 @@ def test_a_join_that_the_kernel_refuses_leaves_nothing_half_made(nodes: list[Nod
     node = nodes[0]
     node.create()
     node.overlay.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
-    node.kernel.fail_next(Kind.VXLAN, 17)
+    node.kernel.fail_next(Vxlan.kind, 17)
     with pytest.raises(KernelError):
         node.overlay.join(NET, EP, "")
     assert list(node.kernel.namespaces()) == []
@@ -368,7 +369,7 @@ def test_a_lower_mtu_is_for_new_containers_and_the_bridge(nodes: list[Node]) -> 
     node.kernel.applied.clear()
     node.kernel.move_underlay(node.wish.state.host.vtep, Underlay("eth0", 1400))
     assert _soon(lambda: _mtus(node) == before | {"bridge": 1350})
-    assert {op.want.key.kind for op in node.kernel.applied if isinstance(op, Set)} == {Kind.BRIDGE}
+    assert {op.want.key.kind for op in node.kernel.applied if isinstance(op, Set)} == {Bridge.kind}
     node.detach(EP)
     node.attach(EP2, "10.62.0.5")
     assert _mtus(node) == before | {"bridge": 1350, "container": 1350}

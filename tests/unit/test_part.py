@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.cluster.memory import MemoryStore
-from driver.kernel.objects import FLOOD_MAC, FdbEntry, KernelState, Row, Shortcut, Vxlan
+from driver.kernel.kinds import FLOOD_MAC, FdbEntry, Row, Shortcut, Vxlan
+from driver.kernel.objects import KernelState
 from driver.kernel.ops import Delete, Set
 from driver.reconcile.desired import FALLBACK_UNDERLAY, desired
 from driver.reconcile.part import Part, changed_part, changed_rows, narrowed

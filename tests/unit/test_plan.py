@@ -8,18 +8,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.kernel.objects import (
-    FdbEntry,
-    KernelObject,
-    Key,
-    Kind,
-    Namespace,
-    Neighbour,
-    Port,
-    Shortcut,
-    Vxlan,
-    parent,
-)
+from driver.kernel.kinds import KINDS, FdbEntry, Namespace, Neighbour, Port, Shortcut, Vxlan
+from driver.kernel.objects import KernelObject, Key
 from driver.kernel.ops import Delete, Op, Set
 from driver.reconcile.plan import diff
 from tests.fakes.kernel import FakeKernel
@@ -45,7 +35,7 @@ def applied(ops: list[Op], have: State) -> State:
 
 
 def _without_orphans(state: State) -> State:
-    while orphans := [k for k, obj in state.items() if (above := parent(obj)) and above not in state]:
+    while orphans := [k for k, obj in state.items() if (above := obj.parent) and above not in state]:
         for key in orphans:
             del state[key]
     return state
@@ -78,12 +68,12 @@ def test_parents_come_first_and_children_go_first(want: State, have: State) -> N
     deletes = [op for op in ops if isinstance(op, Delete)]
     assert ops[: len(deletes)] == deletes
     for op in deletes:
-        children = [k for k in there if k in have and parent(have[k]) == op.have.key]
-        assert all(key.kind in (Kind.FDB, Kind.NEIGHBOUR, Kind.ADDRESS, Kind.SHORTCUT) for key in children)
+        children = [k for k in there if k in have and have[k].parent == op.have.key]
+        assert all(have[key].goes_with_parent for key in children)
         there.discard(op.have.key)
     for later in ops[len(deletes) :]:
         assert isinstance(later, Set)
-        above = parent(later.want)
+        above = later.want.parent
         assert above is None or above in there
         there.add(later.want.key)
 
@@ -123,8 +113,8 @@ def test_failures_heal(want: State, have: State) -> None:
     """Whatever the kernel refused in one round is done in the next ones."""
     kernel = FakeKernel()
     converge(kernel, have)
-    for kind in Kind:
-        kernel.fail_next(kind, 12, times=2)
+    for kind in KINDS:
+        kernel.fail_next(kind.kind, 12, times=2)
     kernel.apply(diff(want, everything(kernel, want)))
     kernel.heal()
     assert converge(kernel, want) == want
@@ -148,7 +138,7 @@ def test_devices_go_one_by_one_before_their_namespace(have: State) -> None:
     ops = diff({}, have)
     gone = [op.have.key for op in ops if isinstance(op, Delete)]
     assert {key for key, obj in have.items() if isinstance(obj, Vxlan | Port | Namespace)} <= set(gone)
-    last = [key.kind for key in gone if key.kind in (Kind.VXLAN, Kind.NAMESPACE)]
+    last = [key.kind for key in gone if key.kind in (Vxlan.kind, Namespace.kind)]
     assert last == sorted(last, reverse=True)
 
 

@@ -10,8 +10,8 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from driver.cluster.memory import MemoryStore
+from driver.kernel.kinds import Namespace, Port
 from driver.kernel.names import container_name, port_name
-from driver.kernel.objects import Kind, Namespace, Port
 from driver.wish.errors import Conflict
 from driver.wish.options import REFUSED
 from driver.wish.values import EndpointId, NetworkId
@@ -81,7 +81,7 @@ def test_a_container_that_ended_while_the_plugin_was_away_is_gone(node: Node, cl
     node.begin()
     assert _soon(lambda: not any("10.62.0.4" in key for key in cluster.dump()))
     assert _soon(lambda: node.kernel.host_devices == {})
-    assert {k[2] for k in node.have() if k[0] == Kind.PORT} == {port_name(EndpointId(EP2))}
+    assert {k[2] for k in node.have() if k[0] == Port.kind} == {port_name(EndpointId(EP2))}
 
 
 def test_a_join_that_was_never_answered_can_be_repeated(node: Node) -> None:
@@ -173,7 +173,7 @@ def test_a_port_that_was_renamed_meanwhile_is_no_container_that_ended(node: Node
     node.attach(EP, "10.62.0.4")
     node.end()
     before = node.have()
-    (key,) = (key for key in before if key.kind is Kind.PORT)
+    (key,) = (key for key in before if key.kind is Port.kind)
     port = node.kernel.objects.pop(key)
     assert isinstance(port, Port)
     node.kernel.spoil(replace(port, name="stray"))

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from driver.kernel.objects import Balancer, Services
+from driver.kernel.kinds import Balancer, Services
 from driver.reconcile.sandboxes import SandboxReconciler
 from driver.wish.disk import MemoryDisk
 from driver.wish.model import Phase

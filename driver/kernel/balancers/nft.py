@@ -24,9 +24,9 @@ from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Final
 
+from driver.kernel.kinds.balancer import Services
 from driver.kernel.names import NAMESPACE_PREFIX
 from driver.kernel.netlink.socket import APPEND, CREATE, Channel, Request, attribute, attributes
-from driver.kernel.objects import Services
 from driver.wish.values import Address
 
 PROTOCOL: Final = 12

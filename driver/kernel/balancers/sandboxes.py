@@ -21,8 +21,9 @@ from pathlib import Path
 
 from driver.kernel import netns
 from driver.kernel.balancers import conntrack, nft
+from driver.kernel.kinds import Balancer, Services
 from driver.kernel.netlink.socket import Channel, Refused, Request
-from driver.kernel.objects import Balancer, KernelState, Key, Services
+from driver.kernel.objects import KernelState, Key
 from driver.kernel.ops import Delete, Op, Set, subject
 from driver.kernel.refusal import GONE, absent, failed
 from driver.wish.errors import KernelError

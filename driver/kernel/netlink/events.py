@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from driver.kernel.netlink import links, rows
 from driver.kernel.netlink.links import Link
-from driver.kernel.objects import Row
+from driver.kernel.netlink.rows import Place
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
 _NEWROUTE, _NEWNEIGH, _DELNEIGH, _NEWNETCONF, _DELNETCONF = 24, 28, 29, 80, 81
@@ -125,10 +125,12 @@ class SpaceListener(Listener):
             self._tunnels = tunnels
             self._filter(_rows_of(tunnels))
 
-    def forget_all_but_rows(self, some: Collection[Row]) -> None:
-        """Drop what has been told so far, but of rows other than *some*: those are not about to be read."""
-        devices = {link.name: index for index, link in self._known.items()}
-        places = {rows.place_of(row, devices[row.device]) for row in some if row.device in devices}
+    def known(self, name: str) -> int | None:
+        """Return the index of a device of ours as the last read showed it; None when it showed none."""
+        return next((index for index, link in self._known.items() if link.name == name), None)
+
+    def forget_all_but_rows(self, places: Collection[Place]) -> None:
+        """Drop what has been told so far, but of rows elsewhere than at *places*: those are not read now."""
         for message in self._messages():
             if message is None or (message[0] in _OF_ROWS and rows.place_in(message[1]) not in places):
                 self.has_kept_news = True

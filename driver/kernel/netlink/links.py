@@ -16,10 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
 
 from driver.kernel.names import ALIAS_PREFIX
 from driver.kernel.netlink.socket import Channel, Refused, Request, attribute, attributes
-from driver.kernel.objects import WRONG_MTU, Bridge, Port, Vxlan
 from driver.wish.values import Address, Interface, Mac, Vni, octets
-
-Device = Bridge | Vxlan | Port
 
 SOURCE_PORTS = (49152, 65535)
 """UDP source ports of VXLAN: the dynamic range (RFC 7348 section 5)."""
@@ -159,25 +156,10 @@ def remove(channel: Channel, names: Sequence[str]) -> list[Refused | None]:
     return results
 
 
-def device(namespace: str, found: Link, masters: Mapping[int, Link]) -> Device | None:
-    """Return what *found* is of ours; None for what others made."""
-    if not found.ours:
-        return None
-    master = masters[found.master].name if found.master in masters else ""
-    alias, name = found.alias, found.name
-    match found.kind:
-        case "bridge":
-            mtu = found.mtu if _bridge_is_sound(found) else WRONG_MTU
-            return Bridge(namespace, name, found.mac, mtu, alias)
-        case "vxlan":
-            sound = found.up and found.plain and tunnel_is_sound(found) and not learns(found)
-            mtu = found.mtu if sound else WRONG_MTU
-            return Vxlan(namespace, name, found.vni, found.udp_port, found.local, master, alias, mtu)
-        case "veth":
-            mtu = found.mtu if found.up and found.plain else WRONG_MTU
-            return Port(namespace, name, master, alias, mtu=mtu)
-        case _:
-            return None
+def bridge_is_sound(found: Link) -> bool:
+    """Tell whether a bridge is up, forwards, and has no setting that ours have not."""
+    filters = any(_number(found.data, kind) for kind in _BR_ZERO)
+    return found.up and found.forwarding and not filters and not found.master
 
 
 def tunnel_is_sound(found: Link) -> bool:
@@ -276,11 +258,6 @@ def _is_plain(port: bytes) -> bool:
     found = attributes(port)
     on = all(_number(found, kind) for kind in _PORT_ONE if kind in found)
     return on and not any(_number(found, kind) for kind in _PORT_ZERO)
-
-
-def _bridge_is_sound(found: Link) -> bool:
-    filters = any(_number(found.data, kind) for kind in _BR_ZERO)
-    return found.up and found.forwarding and not filters and not found.master
 
 
 def _forwards(families: Mapping[int, bytes]) -> bool:

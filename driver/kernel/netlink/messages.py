@@ -1,18 +1,18 @@
-"""The few intricate messages: devices and addresses, spelled by pyroute2. The only importer of it."""
+"""The few intricate requests: devices and addresses, spelled by pyroute2. The only importer of it."""
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from driver.kernel.netlink import links
-from driver.kernel.netlink.socket import attribute
-from driver.kernel.objects import Bridge, Port, Vxlan
-from driver.wish.values import Address, Interface
+from driver.kernel.netlink.socket import CREATE, EXCL, REPLACE, Request, attribute
+from driver.wish.values import Address, Interface, Mac
 
+_NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
 _UP = 0x1
 _NODAD, _LINK = 0x02, 253
 _AF_SPEC, _INET, _INET_CONF, _INET_FORWARDING = 26, 2, 1, 1
@@ -21,46 +21,112 @@ _MTU_OF_NOBODY = 65535
 _Attributes = list[tuple[str, Any]]
 
 
+class ContainerEnd(NamedTuple):
+    """The other end of a veth pair, as it is made."""
+
+    name: str
+    mac: Mac
+    mtu: int
+    namespace: int
+    """A descriptor."""
+
+
 def version(local: Address | None) -> int:
     """Return the address family that a tunnel with this local address speaks."""
     return local.version if local else 4
 
 
-def device(index: int) -> bytes:
-    """Name a device, to be deleted."""
-    return _link(index, None, [])
+def deleted(index: int) -> Request:
+    """Delete a device."""
+    return Request(_DELLINK, 0, _link(index, None, []))
 
 
-def raised(index: int) -> bytes:
+def raised(index: int) -> Request:
     """Set a device up."""
-    return _link(index, _UP, [])
+    return _changed(index, _UP, [])
 
 
-def signed(index: int, alias: str) -> bytes:
-    """Name a device ours."""
-    return _link(index, None, [("IFLA_IFALIAS", alias)])
-
-
-def released(index: int) -> bytes:
+def released(index: int) -> Request:
     """Take a device out of its bridge; what was set on it as a port is gone then."""
-    return _link(index, None, [("IFLA_MASTER", 0)])
+    return _changed(index, None, [("IFLA_MASTER", 0)])
 
 
-def plugged(index: int, want: Vxlan | Port, bridge: int) -> bytes:
+def plugged(index: int, mtu: int, alias: str, bridge: int) -> Request:
     """Give a device its MTU and alias, and make it a port of *bridge*."""
-    return _link(index, None, [("IFLA_MTU", want.mtu), ("IFLA_IFALIAS", want.alias), ("IFLA_MASTER", bridge)])
+    return _changed(index, None, [("IFLA_MTU", mtu), ("IFLA_IFALIAS", alias), ("IFLA_MASTER", bridge)])
 
 
-def bridge(index: int, want: Bridge) -> bytes:
+def new_bridge(name: str, mac: Mac) -> Request:
+    """Make a bridge."""
+    # A bridge follows the smallest MTU of its ports until its own was changed once.
+    settings = [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac), ("IFLA_MTU", _MTU_OF_NOBODY)]
+    return _new([*settings, _bridge_kind(("IFLA_BR_FORWARD_DELAY", 0))])
+
+
+def bridge(index: int, mac: Mac, mtu: int, alias: str) -> Request:
     """Give a bridge all its settings, and set it up."""
     settings: _Attributes = [
-        ("IFLA_ADDRESS", want.mac),
-        ("IFLA_MTU", want.mtu),
-        ("IFLA_IFALIAS", want.alias),
+        ("IFLA_ADDRESS", mac),
+        ("IFLA_MTU", mtu),
+        ("IFLA_IFALIAS", alias),
         ("IFLA_MASTER", 0),
         _bridge_kind(),
     ]
-    return _link(index, _UP, settings) + _forwarding()
+    return Request(_NEWLINK, 0, _link(index, _UP, settings) + _forwarding())
+
+
+def new_vxlan(name: str, vni: int, port: int, local: Address | None, namespace: int) -> Request:
+    """Make a VXLAN device in *namespace*, a descriptor."""
+    first, last = links.SOURCE_PORTS
+    kind = _linkinfo(
+        "vxlan",
+        [
+            ("IFLA_VXLAN_ID", vni),
+            ("IFLA_VXLAN_PORT", port),
+            ("IFLA_VXLAN_PORT_RANGE", {"low": first, "high": last}),
+            ("IFLA_VXLAN_PROXY", 1),
+            # Zero over IPv4 (RFC 7348 section 5). Over IPv6 the checksum stays real, as RFC 6935 has
+            # it, and the receiving flags stay those of Docker's overlay, to share one UDP port with it.
+            ("IFLA_VXLAN_UDP_CSUM", 0),
+            *_movable(local),
+        ],
+    )
+    return _new([("IFLA_IFNAME", name), ("IFLA_NET_NS_FD", namespace), kind])
+
+
+def moved(index: int, local: Address | None) -> Request:
+    """Change what can be changed of a VXLAN device."""
+    return _changed(index, None, [_linkinfo("vxlan", _movable(local))])
+
+
+def new_pair(name: str, mtu: int, peer: ContainerEnd) -> Request:
+    """Make a veth pair."""
+    other: _Attributes = [
+        ("IFLA_IFNAME", peer.name),
+        ("IFLA_ADDRESS", peer.mac),
+        ("IFLA_MTU", peer.mtu),
+        ("IFLA_NET_NS_FD", peer.namespace),
+    ]
+    kind = _linkinfo("veth", [("VETH_INFO_PEER", {"attrs": other})])
+    return _new([("IFLA_IFNAME", name), ("IFLA_MTU", mtu), kind])
+
+
+def new_address(index: int, interface: Interface) -> Request:
+    """Give a device an address."""
+    return Request(_NEWADDR, CREATE | REPLACE, _address(index, interface))
+
+
+def deleted_address(index: int, interface: Interface) -> Request:
+    """Take an address from a device."""
+    return Request(_DELADDR, 0, _address(index, interface))
+
+
+def _new(values: _Attributes) -> Request:
+    return Request(_NEWLINK, CREATE | EXCL, _link(0, None, values))
+
+
+def _changed(index: int, flags: int | None, values: _Attributes) -> Request:
+    return Request(_NEWLINK, 0, _link(index, flags, values))
 
 
 def _link(index: int, flags: int | None, values: _Attributes) -> bytes:
@@ -72,9 +138,20 @@ def _link(index: int, flags: int | None, values: _Attributes) -> bytes:
     return _body(message)
 
 
+def _address(index: int, interface: Interface) -> bytes:
+    message = ifaddrmsg()
+    message["family"] = 2 if interface.version == 4 else 10
+    message["prefixlen"] = interface.network.prefixlen
+    message["flags"] = 0 if interface.version == 4 else _NODAD
+    message["scope"] = _LINK if interface.is_link_local else 0
+    message["index"] = index
+    message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
+    return _body(message)
+
+
 def _body(message: Any) -> bytes:
     message.encode()
-    return bytes(message.data[16:])  # without the header, which wire.py adds
+    return bytes(message.data[16:])  # without the header, which the channel adds
 
 
 def _linkinfo(kind: str, values: _Attributes) -> tuple[str, Any]:
@@ -87,67 +164,12 @@ def _bridge_kind(*more: tuple[str, int]) -> tuple[str, Any]:
     return _linkinfo("bridge", [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0), *more])
 
 
-def new_bridge(want: Bridge) -> bytes:
-    """Make a bridge."""
-    # A bridge follows the smallest MTU of its ports until its own was changed once.
-    settings = [("IFLA_IFNAME", want.name), ("IFLA_ADDRESS", want.mac), ("IFLA_MTU", _MTU_OF_NOBODY)]
-    return _link(0, None, [*settings, _bridge_kind(("IFLA_BR_FORWARD_DELAY", 0))])
+def _movable(local: Address | None) -> _Attributes:
+    name = "IFLA_VXLAN_LOCAL6" if version(local) == 6 else "IFLA_VXLAN_LOCAL"
+    return [("IFLA_VXLAN_LEARNING", 0), (name, str(local or "0.0.0.0"))]  # noqa: S104
 
 
 def _forwarding() -> bytes:
     # By hand: pyroute2 takes IFLA_INET_CONF for a structure, and would send one.
     on = attribute(_INET_FORWARDING, struct.pack("=I", 1))
     return attribute(_AF_SPEC, attribute(_INET, attribute(_INET_CONF, on)))
-
-
-def new_vxlan(want: Vxlan, namespace: int) -> bytes:
-    """Make a VXLAN device in *namespace*, a descriptor."""
-    first, last = links.SOURCE_PORTS
-    kind = _linkinfo(
-        "vxlan",
-        [
-            ("IFLA_VXLAN_ID", want.vni),
-            ("IFLA_VXLAN_PORT", want.port),
-            ("IFLA_VXLAN_PORT_RANGE", {"low": first, "high": last}),
-            ("IFLA_VXLAN_PROXY", 1),
-            # Zero over IPv4 (RFC 7348 section 5). Over IPv6 the checksum stays real, as RFC 6935 has
-            # it, and the receiving flags stay those of Docker's overlay, to share one UDP port with it.
-            ("IFLA_VXLAN_UDP_CSUM", 0),
-            *_movable(want),
-        ],
-    )
-    return _link(0, None, [("IFLA_IFNAME", want.name), ("IFLA_NET_NS_FD", namespace), kind])
-
-
-def moved(index: int, want: Vxlan) -> bytes:
-    """Change what can be changed of a VXLAN device."""
-    return _link(index, None, [_linkinfo("vxlan", _movable(want))])
-
-
-def _movable(want: Vxlan) -> _Attributes:
-    local = "IFLA_VXLAN_LOCAL6" if version(want.local) == 6 else "IFLA_VXLAN_LOCAL"
-    return [("IFLA_VXLAN_LEARNING", 0), (local, str(want.local or "0.0.0.0"))]  # noqa: S104
-
-
-def new_pair(want: Port, host: int) -> bytes:
-    """Make a veth pair, its container end in *host*, a descriptor."""
-    peer: _Attributes = [
-        ("IFLA_IFNAME", want.peer),
-        ("IFLA_ADDRESS", want.peer_mac),
-        ("IFLA_MTU", want.peer_mtu),
-        ("IFLA_NET_NS_FD", host),
-    ]
-    kind = _linkinfo("veth", [("VETH_INFO_PEER", {"attrs": peer})])
-    return _link(0, None, [("IFLA_IFNAME", want.name), ("IFLA_MTU", want.mtu), kind])
-
-
-def address(index: int, interface: Interface) -> bytes:
-    """Name an address of a device."""
-    message = ifaddrmsg()
-    message["family"] = 2 if interface.version == 4 else 10
-    message["prefixlen"] = interface.network.prefixlen
-    message["flags"] = 0 if interface.version == 4 else _NODAD
-    message["scope"] = _LINK if interface.is_link_local else 0
-    message["index"] = index
-    message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
-    return _body(message)

@@ -1,16 +1,15 @@
-"""FDB and neighbour rows as netlink messages: thousands of them, so packed by hand (rtnetlink(7))."""
+"""FDB and neighbour rows as netlink messages: thousands of them, so packed with struct (rtnetlink(7))."""
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from driver.kernel.netlink.socket import APPEND, CREATE, REPLACE, Channel, Request, attribute, attributes
-from driver.kernel.objects import FLOOD_MAC, FdbEntry, Neighbour, Row
-from driver.kernel.ops import Delete, Set
 from driver.wish.values import Address, Mac, octets
 
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
@@ -26,72 +25,107 @@ Place = tuple[int, int, bytes, bytes]
 """Which row: device, address family, MAC or address, and of replication rows the VTEP."""
 
 
-def encode(op: Set | Delete, device: int) -> Request:
-    """Return the message that does *op* on the VXLAN device with index *device*."""
-    match op:
-        case Set(FdbEntry() as row):
-            # A replication row is one of many, and the kernel refuses to replace among them.
-            how = APPEND if row.mac == FLOOD_MAC else REPLACE
-            return Request(_NEWNEIGH, CREATE | how, _body(_AF_BRIDGE, _SELF, device, row.mac, row.vtep))
-        case Set(Neighbour() as row):
-            body = _body(_family(row.address), 0, device, row.mac, row.address)
-            return Request(_NEWNEIGH, CREATE | REPLACE, body)
-        case Delete(FdbEntry() as row):
-            # Without a destination the kernel drops the whole row, whatever a hand made of it.
-            vtep = row.vtep if row.mac == FLOOD_MAC and not row.vtep.is_unspecified else None
-            return Request(_DELNEIGH, 0, _body(_AF_BRIDGE, _SELF, device, row.mac, vtep))
-        case Delete(Neighbour() as row):
-            return Request(_DELNEIGH, 0, _body(_family(row.address), 0, device, None, row.address))
-        case _:
-            raise TypeError(f"not a row: {op}")
+class FdbRow(NamedTuple):
+    """A permanent row of a VXLAN device's FDB."""
+
+    device: int
+    mac: Mac
+    vtep: Address
+    plain: bool
+    """Whether it has no port, VNI or device of its own."""
+
+
+def new_fdb(device: int, mac: Mac, vtep: Address) -> Request:
+    """Add or replace the row of *mac* on the VXLAN device with index *device*."""
+    return Request(_NEWNEIGH, CREATE | REPLACE, _body(_AF_BRIDGE, _SELF, device, mac, vtep))
+
+
+def new_replication(device: int, mac: Mac, vtep: Address) -> Request:
+    """Add a replication row: it is one of many, and the kernel refuses to replace among them."""
+    return Request(_NEWNEIGH, CREATE | APPEND, _body(_AF_BRIDGE, _SELF, device, mac, vtep))
+
+
+def deleted_fdb(device: int, mac: Mac, vtep: Address | None = None) -> Request:
+    """Delete the row of *mac* to *vtep*; without one all rows of *mac*, whatever they have become."""
+    return Request(_DELNEIGH, 0, _body(_AF_BRIDGE, _SELF, device, mac, vtep))
+
+
+def new_neighbour(device: int, address: Address, mac: Mac) -> Request:
+    """Add or replace what a VXLAN device answers for *address*."""
+    return Request(_NEWNEIGH, CREATE | REPLACE, _body(_family(address), 0, device, mac, address))
+
+
+def deleted_neighbour(device: int, address: Address) -> Request:
+    """Have a VXLAN device answer for *address* no more."""
+    return Request(_DELNEIGH, 0, _body(_family(address), 0, device, None, address))
 
 
 def forgotten(device: int, mac: Mac) -> Request:
-    """Return the message by which a bridge forgets that *mac* is behind its port *device*."""
+    """Have a bridge forget that *mac* is behind its port *device*."""
     return Request(_DELNEIGH, 0, _body(_AF_BRIDGE, _MASTER, device, mac, None))
 
 
-def dump_rows(channel: Channel, namespace: str, vxlans: Mapping[int, str]) -> Iterator[Row]:
-    """Yield the rows of the VXLAN devices *vxlans* (index to name); raise OSError."""
-    for index, name in vxlans.items():
-        yield from _fdb(
-            channel.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, index, 0, 0, 0)), namespace, index, name
-        )
-    if vxlans:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            found = channel.dump(_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0))
-            yield from _neighbours(found, namespace, vxlans)
+def asked_fdb(device: int, mac: Mac) -> Request:
+    """Ask for the row of *mac*. Of many replication rows the kernel would tell but the first."""
+    return Request(
+        _GETNEIGH, 0, _NDMSG.pack(_AF_BRIDGE, device, 0, _SELF, 0) + attribute(_LLADDR, octets(mac))
+    )
 
 
-def find_rows(
-    channel: Channel, namespace: str, vxlans: Mapping[int, str], wanted: Collection[Row]
-) -> Iterator[Row]:
-    """Yield what is at the places of *wanted*, whatever its value; raise OSError."""
-    indices = {name: index for index, name in vxlans.items()}
-    there = [row for row in wanted if row.device in indices]
-    single = [row for row in there if not _is_replication(row)]
-    questions = [Request(_GETNEIGH, 0, _question(row, indices[row.device])) for row in single]
-    answers = zip(single, channel.ask_all(questions), strict=True)
-    for row, answer in answers:
-        if answer is not None and isinstance(row, FdbEntry):
-            yield from _fdb([answer], namespace, indices[row.device], row.device)
-        elif answer is not None:
-            yield from _neighbours([answer], namespace, vxlans)
-    # Of the many rows of the one MAC the kernel would tell but the first.
-    keys = {row.key for row in there if _is_replication(row)}
-    for device in {key.name for key in keys}:
-        found = channel.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, indices[device], 0, 0, 0))
-        likely = (data for data in found if _NO_MAC in data)
-        for row in _fdb(likely, namespace, indices[device], device):
-            if row.key in keys:
-                yield row
+def asked_neighbour(device: int, address: Address) -> Request:
+    """Ask for the row of *address*."""
+    head = _NDMSG.pack(_family(address), device, 0, 0, 0)
+    return Request(_GETNEIGH, 0, head + attribute(_DST, address.packed))
 
 
-def place_of(row: Row, device: int) -> Place:
-    """Tell where *row* is, on the VXLAN device with index *device*."""
-    if isinstance(row, Neighbour):
-        return device, _family(row.address), row.address.packed, b""
-    return device, _AF_BRIDGE, octets(row.mac), row.vtep.packed if _is_replication(row) else b""
+def dump_fdb(channel: Channel, device: int) -> list[bytes]:
+    """Return all messages about FDB rows of one device; raise OSError."""
+    return channel.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, device, 0, 0, 0))
+
+
+def dump_neighbours(channel: Channel) -> list[bytes]:
+    """Return all messages about neighbours in a namespace; raise OSError."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    return [data for family in families for data in channel.dump(_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0))]
+
+
+def is_replication(data: bytes) -> bool:
+    """Tell, fast, whether a message may be about a replication row."""
+    return _NO_MAC in data
+
+
+def fdb_rows(messages: Iterable[bytes], index: int) -> Iterator[FdbRow]:
+    """Yield the permanent rows of the VXLAN device *index* with a destination.
+
+    The bridge keeps rows of its own for this port: they have "master" and no destination.
+    """
+    for data in messages:
+        family, device, state, flags, _ = _NDMSG.unpack_from(data)
+        if device != index or family != _AF_BRIDGE or not flags & _SELF or not state & _PERMANENT:
+            continue
+        row = attributes(data, _NDMSG.size)
+        if _DST in row and _LLADDR in row:
+            plain = not any(override in row for override in _OVERRIDES)
+            yield FdbRow(device, Mac(row[_LLADDR].hex(":")), _vtep(row[_DST]), plain)
+
+
+def neighbour_rows(messages: Iterable[bytes]) -> Iterator[tuple[int, Address, Mac]]:
+    """Yield device, address and MAC of permanent rows."""
+    for data in messages:
+        _, device, state, _, _ = _NDMSG.unpack_from(data)
+        row = attributes(data, _NDMSG.size) if state & _PERMANENT else {}
+        if _DST in row and _LLADDR in row:
+            yield device, _address(row[_DST]), Mac(row[_LLADDR].hex(":"))
+
+
+def fdb_place(device: int, mac: Mac, vtep: Address | None) -> Place:
+    """Tell where the row of *mac* is; of a replication row, *vtep* tells."""
+    return device, _AF_BRIDGE, octets(mac), vtep.packed if vtep else b""
+
+
+def neighbour_place(device: int, address: Address) -> Place:
+    """Tell where the row of *address* is."""
+    return device, _family(address), address.packed, b""
 
 
 def place_in(data: bytes) -> Place:
@@ -103,42 +137,6 @@ def place_in(data: bytes) -> Place:
         return device, family, to, b""
     mac = row.get(_LLADDR, b"")
     return device, family, mac, b"" if any(mac) else to
-
-
-def _is_replication(row: Row) -> bool:
-    return isinstance(row, FdbEntry) and row.mac == FLOOD_MAC
-
-
-def _question(row: Row, device: int) -> bytes:
-    if isinstance(row, Neighbour):
-        return _NDMSG.pack(_family(row.address), device, 0, 0, 0) + attribute(_DST, row.address.packed)
-    return _NDMSG.pack(_AF_BRIDGE, device, 0, _SELF, 0) + attribute(_LLADDR, octets(row.mac))
-
-
-def _fdb(messages: Iterable[bytes], namespace: str, index: int, name: str) -> Iterator[FdbEntry]:
-    for data in messages:
-        family, device, state, flags, _ = _NDMSG.unpack_from(data)
-        # The bridge keeps rows of its own for this port: they have "master" and no destination.
-        if device != index or family != _AF_BRIDGE or not flags & _SELF or not state & _PERMANENT:
-            continue
-        row = attributes(data, _NDMSG.size)
-        if _DST in row and _LLADDR in row:
-            mac = Mac(row[_LLADDR].hex(":"))
-            # Made by hand with a port or VNI of its own: unlike any wish, so it is replaced, or all
-            # replication rows are dropped, to be made anew by the next pass.
-            spoilt = any(override in row for override in _OVERRIDES)
-            yield FdbEntry(namespace, name, mac, IPv4Address(0) if spoilt else _vtep(row[_DST]))
-
-
-def _neighbours(messages: Iterable[bytes], namespace: str, vxlans: Mapping[int, str]) -> Iterator[Neighbour]:
-    for data in messages:
-        _, device, state, _, _ = _NDMSG.unpack_from(data)
-        name = vxlans.get(device)
-        if name is None or not state & _PERMANENT:
-            continue
-        row = attributes(data, _NDMSG.size)
-        if _DST in row and _LLADDR in row:
-            yield Neighbour(namespace, name, _address(row[_DST]), Mac(row[_LLADDR].hex(":")))
 
 
 def _body(family: int, flags: int, device: int, mac: Mac | None, address: Address | None) -> bytes:

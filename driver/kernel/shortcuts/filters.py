@@ -9,14 +9,11 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from driver.kernel import netns
 from driver.kernel.netlink import links, messages
-from driver.kernel.netlink.links import Link
 from driver.kernel.netlink.socket import CREATE, EXCL, Channel, Refused, Request, attribute, attributes
-from driver.kernel.objects import FLOOD_MAC, Port, Shortcut
 from driver.kernel.refusal import GONE
 from driver.kernel.shortcuts import bpf
 from driver.kernel.shortcuts.bpf import Rows
@@ -33,8 +30,9 @@ _NONE = (*GONE, errno.EINVAL, errno.EOPNOTSUPP)
 _OUR_NAME = bpf.NAME
 """A program that works in another way needs another name, so that it takes the old one's place."""
 
-_NEWLINK, _LOOPBACK, _EXPERIMENTAL = 16, 1, 0x88B5
-_TRIAL = Port("", "port", "", "", "peer", Mac("02:00:00:00:00:01"), 1500)
+_LOOPBACK, _EXPERIMENTAL = 1, 0x88B5
+_PORT, _PEER, _MAC, _MTU = "port", "peer", Mac("02:00:00:00:00:01"), 1500
+"""Of the pair by which shortcuts are tried out."""
 _FRAMES, _LOOKS, _PAUSE = 32, 10, 0.02
 
 
@@ -45,34 +43,28 @@ def try_out() -> None:
         ends = [netns.inside(space, Channel.here) for space in (outside, inside)]
         for channel in ends:
             stack.callback(channel.close)
-        ends[0].do(Request(_NEWLINK, CREATE | EXCL, messages.new_pair(_TRIAL, inside)))
-        for channel, name in zip(ends, (_TRIAL.name, _TRIAL.peer), strict=True):
-            channel.do(Request(_NEWLINK, 0, messages.raised(_index(channel, name))))
-        port = _index(ends[0], _TRIAL.name)
-        lead(ends[0], _LOOPBACK, _TRIAL.peer_mac, port)
-        if _rows(ends[0], _LOOPBACK) != [(_TRIAL.peer_mac, port)]:
+        ends[0].do(messages.new_pair(_PORT, _MTU, messages.ContainerEnd(_PEER, _MAC, _MTU, inside)))
+        for channel, name in zip(ends, (_PORT, _PEER), strict=True):
+            channel.do(messages.raised(_index(channel, name)))
+        port = _index(ends[0], _PORT)
+        lead(ends[0], _LOOPBACK, _MAC, port)
+        if read_map(ends[0], _LOOPBACK) != [(_MAC, port)]:
             raise OSError(errno.EOPNOTSUPP, "its rows cannot be read back")
         netns.inside(outside, _send)
         if not netns.inside(inside, _are_counted):
             raise OSError(errno.EOPNOTSUPP, "it does not count what a container gets (Linux 6.7 does)")
 
 
-def read_shortcuts(
-    channel: Channel, namespace: str, tunnel: Link, found: Mapping[int, Link]
-) -> Iterator[Shortcut]:
-    """Yield the shortcuts that begin at *tunnel*; raise OSError.
+def read_map(channel: Channel, tunnel: int) -> list[tuple[Mac, int]]:
+    """Return which MACs are led from *tunnel* to which port, by its index.
 
-    That to FLOOD_MAC, which no wish has, stands for a filter of ours whose rows nobody can read.
+    Raises Refused when the filters cannot be listed, another OSError when the map cannot be read.
     """
-    try:
-        rows = _rows(channel, tunnel.index)
-    except Refused:
-        raise
-    except OSError:  # of bpf(2): that a shortcut fails must not keep anything else from being read
-        yield Shortcut(namespace, tunnel.name, FLOOD_MAC, tunnel.name)
-        return
-    for mac, port in rows:
-        yield Shortcut(namespace, tunnel.name, mac, found[port].name if port in found else "")
+    program = _program(channel, tunnel)
+    if program is None:
+        return []
+    with contextlib.closing(Rows.of(program)) as rows:
+        return rows.dump()
 
 
 def lead(channel: Channel, tunnel: int, mac: Mac, port: int) -> None:
@@ -84,22 +76,18 @@ def lead(channel: Channel, tunnel: int, mac: Mac, port: int) -> None:
 
 
 def lead_no_more(channel: Channel, tunnel: int, mac: Mac) -> None:
-    """Lead frames for *mac* over the bridge again; for FLOOD_MAC all frames. Raises OSError."""
+    """Lead frames for *mac* over the bridge again. Raises OSError."""
     program = _program(channel, tunnel)
-    if program is not None and mac == FLOOD_MAC:
-        head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
-        channel.do(Request(_DELTFILTER, 0, head + attribute(_KIND, b"bpf\0")))
-    elif program is not None:
+    if program is not None:
         with contextlib.closing(Rows.of(program)) as rows:
             rows.delete(mac)
 
 
-def _rows(channel: Channel, tunnel: int) -> list[tuple[Mac, int]]:
-    program = _program(channel, tunnel)
-    if program is None:
-        return []
-    with contextlib.closing(Rows.of(program)) as rows:
-        return rows.dump()
+def remove(channel: Channel, tunnel: int) -> None:
+    """Lead all frames over the bridge again: the filter goes. Raises OSError."""
+    if _program(channel, tunnel) is not None:
+        head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
+        channel.do(Request(_DELTFILTER, 0, head + attribute(_KIND, b"bpf\0")))
 
 
 def _program(channel: Channel, tunnel: int) -> int | None:
@@ -161,7 +149,7 @@ def _index(channel: Channel, name: str) -> int:
 def _send() -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as opened:
         opened.bind(("lo", 0))
-        mac = octets(_TRIAL.peer_mac)
+        mac = octets(_MAC)
         for _ in range(_FRAMES):
             opened.send(mac + mac + struct.pack("!H46x", _EXPERIMENTAL))
 
@@ -170,7 +158,7 @@ def _are_counted() -> bool:
     """Tell whether most of the frames are: more than the kernel sends there of its own accord."""
     for _ in range(_LOOKS):
         rows = [line.split() for line in Path("/proc/thread-self/net/dev").read_text().splitlines()]
-        if sum(int(row[2]) for row in rows if row[0] == f"{_TRIAL.peer}:") > _FRAMES // 2:
+        if sum(int(row[2]) for row in rows if row[0] == f"{_PEER}:") > _FRAMES // 2:
             return True
         time.sleep(_PAUSE)
     return False

@@ -1,0 +1,42 @@
+"""One look at a namespace: what its kinds are read from, asked once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from driver.kernel.netlink import links
+from driver.kernel.netlink.links import Assigned, Link
+from driver.kernel.netlink.socket import Channel
+
+if TYPE_CHECKING:
+    from driver.kernel.kinds.rows import Row
+
+
+@dataclass
+class Look:
+    """A namespace as it is now."""
+
+    channel: Channel
+    place: str
+    pinned: bool
+    """Whether others can find it."""
+    devices: Mapping[int, Link]
+    """All that there are, by index."""
+    rows: Collection[Row] | None = None
+    """Of the rows only those at these rows' places are to be read; None: all."""
+
+    def ours(self, kind: str) -> list[Link]:
+        """Return the devices of one kind that bear our mark."""
+        return [link for link in self.devices.values() if link.ours and link.kind == kind]
+
+    def name_of(self, index: int) -> str:
+        """Return the name of a device; empty when there is none with this index."""
+        return self.devices[index].name if index in self.devices else ""
+
+    @cached_property
+    def addresses(self) -> list[Assigned]:
+        """The addresses of all devices. Raises OSError."""
+        return links.addresses(self.channel)
