@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from driver.kernel.host import NetlinkKernel
-from driver.kernel.kinds import FLOOD_MAC, Shortcut
+from driver.kernel.kinds import Shortcut
 from driver.kernel.names import namespace_name, port_name
 from driver.kernel.objects import Key
 from driver.kernel.ops import Delete, Set
@@ -221,7 +221,7 @@ def test_somebody_elses_filter_stays(host: Host, theirs: str) -> None:
     assert host.kernel.read_place(NS) == before
     assert host.kernel.apply(diff(want, before)) == {}
     assert host.kernel.read_place(NS) == want
-    assert host.kernel.apply([Delete(Shortcut(NS, "vx0", FLOOD_MAC, "vx0"))]) == {}
+    assert host.kernel.apply([Delete(Shortcut(NS, "vx0", Mac(""), "", sound=False))]) == {}
     assert space.run(FILTER) == alone
 
 
