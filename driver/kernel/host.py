@@ -45,7 +45,7 @@ from driver.kernel.shortcuts import filters
 from driver.kernel.spaces import Spaces
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
-from driver.wish.values import HOST, Address, Interface, Prefix
+from driver.wish.values import HOST, Address, Interface
 
 log = logging.getLogger(__name__)
 
@@ -136,14 +136,6 @@ class NetlinkKernel:
         found = routes.device(self._host, vtep)
         self._host_listener.expect(found)
         return Underlay(found.name, found.mtu) if found else None
-
-    def default_source(self) -> Address | None:
-        """The host's address towards the default route; None when it has no such route."""
-        return routes.default_source(self._host)
-
-    def routes(self) -> Collection[Prefix]:
-        """Prefixes that the host itself has routes to, without default routes."""
-        return routes.routes(self._host)
 
     def await_news(self, timeout: float, wake: int) -> Collection[str]:
         """Wait for news of what was read. See the Protocol."""
