@@ -125,6 +125,17 @@ class Settings(BaseModel):
         """Whether this is the managed plugin: only its image has the host's /run in that place."""
         return self.run_dir == _PLUGIN_RUN_DIR
 
+    @property
+    def in_swarm(self) -> bool:
+        """Whether the host is in a Swarm now, unless the user decided.
+
+        The engine starts its plugins before its API is up, so it is the Swarm's folder that tells:
+        docker-state.json is there while the node is, or wants to be, in a Swarm (moby daemon/cluster).
+        """
+        if self.scope != "auto":
+            return self.scope == "global"
+        return self.managed and (self.swarm_dir / "docker-state.json").exists()
+
     def host_path(self, path: str) -> Path:
         """Return where this process sees a path of the host's that is below /run."""
         below = path.removeprefix("/var")
@@ -152,11 +163,11 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 def _unknown(name: str, known: Mapping[str, str]) -> str:
     close = get_close_matches(name.upper(), known, n=1)
-    way_out = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-    return f"{PREFIX}{name}: there is no such setting: {way_out}"
+    advice = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"{PREFIX}{name}: there is no such setting: {advice}"
 
 
 def _wrong(detail: ErrorDetails, found: Mapping[str, str]) -> str:
     field = str(detail["loc"][0])
-    way_out = Settings.model_fields[field].description
-    return f"{PREFIX}{field.upper()}: {found[field]!r} is not valid: {way_out}"
+    advice = Settings.model_fields[field].description
+    return f"{PREFIX}{field.upper()}: {found[field]!r} is not valid: {advice}"
