@@ -32,7 +32,7 @@ from driver.kernel.objects import (
 )
 from driver.wish.model import Endpoint, Network, Peer, Phase, Segment, Underlay
 from driver.wish.state import State
-from driver.wish.values import Address, EndpointId, NetworkId, bridge_mac
+from driver.wish.values import HOST, Address, EndpointId, NetworkId, Scope, bridge_mac
 
 IPV4_OVERHEAD = 50
 """Bytes of outer Ethernet payload: IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14."""
@@ -51,23 +51,23 @@ def container_mtu(network: Network, vtep: Address | None, underlay: Underlay) ->
 
 
 def desired(
-    state: State, network_id: NetworkId, underlay: Underlay = FALLBACK_UNDERLAY, *, shortcuts: bool = True
+    state: State, scope: Scope, underlay: Underlay = FALLBACK_UNDERLAY, *, shortcuts: bool = True
 ) -> KernelState:
-    """Return everything that must exist in this host's kernel for a network, and nothing else.
+    """Return everything that must exist in this host's kernel for a scope, and nothing else.
 
-    Nothing must exist while no container of it is on this host. *shortcuts* are only for kernels that
-    have them.
+    Of a network nothing must exist while no container of it is on this host. *shortcuts* are only for
+    kernels that have them.
     """
-    network = state.networks.get(network_id)
+    if scope is HOST:
+        return {}
+    network = state.networks.get(scope)
     present = [
-        e
-        for e in state.endpoints_of(network_id)
-        if e.phase is not Phase.CREATED and e.id not in state.doubtful
+        e for e in state.endpoints_of(scope) if e.phase is not Phase.CREATED and e.id not in state.doubtful
     ]
     if network is None or not present:
         return {}
     mtu = container_mtu(network, state.host.vtep, underlay)
-    objects: list[KernelObject] = [Namespace(namespace_name(network_id))]
+    objects: list[KernelObject] = [Namespace(namespace_name(scope))]
     for segment in network.segments:
         objects += _segment(state, network, segment, mtu)
         objects += _forwarding(state, network, segment)

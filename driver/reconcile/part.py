@@ -14,7 +14,7 @@ from driver.kernel.ops import Op, subject
 from driver.reconcile.desired import desired
 from driver.wish.model import Endpoint, Peer, Underlay
 from driver.wish.state import State
-from driver.wish.values import Address, Mac, NetworkId
+from driver.wish.values import Address, Mac, NetworkId, Scope
 
 _Peers = Mapping[Address, Peer]
 
@@ -46,15 +46,13 @@ class Part:
 
 
 def whole(
-    before: State | None, after: State, network: NetworkId, underlay: Underlay, *, shortcuts: bool = True
+    before: State | None, after: State, scope: Scope, underlay: Underlay, *, shortcuts: bool = True
 ) -> Part:
-    """Return all of the network, with what was wanted *before* unless that is None."""
-    want = desired(after, network, underlay, shortcuts=shortcuts)
+    """Return all of the scope, with what was wanted *before* unless that is None."""
+    want = desired(after, scope, underlay, shortcuts=shortcuts)
     if before is None:
         return Part(want)
-    return Part(
-        want, was=want if before is after else desired(before, network, underlay, shortcuts=shortcuts)
-    )
+    return Part(want, was=want if before is after else desired(before, scope, underlay, shortcuts=shortcuts))
 
 
 def changed_part(
