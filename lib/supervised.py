@@ -55,7 +55,7 @@ class ThreadState:
 class Supervised:
     """A daemon thread that calls *turn* until it is told to end.
 
-    `start`, `wake`, `end`, `join` and `stop` are for other threads; `waiting` and `failed` are for the turn.
+    `waiting` and `failed` are for the turn, all else is for other threads.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Supervised:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Have no further turn begin; returns at once."""
+        """Have no further turn begin; returns at once. A turn may say so itself."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TypeVar
@@ -11,7 +10,7 @@ from typing import TypeVar
 from flask import Flask
 
 from driver.cluster.backend import ControlPlane
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import TlsSessions
 from driver.cluster.memory import MemoryControlPlane
 from driver.cluster.peering import Peering
@@ -31,6 +30,7 @@ from driver.wish.values import Prefix
 from driver.wish.wish import Wish
 from ipam.disk import LeaseFile
 from ipam.manager import AddressManager
+from lib.supervised import Supervised
 from plugin.app import create_app
 from plugin.settings import Settings
 
@@ -93,8 +93,7 @@ class Runtime:
             in_use=self._overlay.in_use,
             networks=self._local_prefixes,
         )
-        self._stopped = threading.Event()
-        self._watcher = threading.Thread(target=self._watch_scope, name="scope", daemon=True)
+        self._watcher = Supervised("membership", self._watch_scope)
 
     def start(self) -> Flask:
         """Start the threads and return the application."""
@@ -111,12 +110,12 @@ class Runtime:
         if self._services:
             self._services.start()
         if self._settings.scope == "auto":
-            self._watcher.start()
+            self._watcher.start(_SCOPE_POLL)
         return create_app(self._overlay, self._ipam)
 
     def stop(self) -> None:
         """Stop the threads; networks and containers go on. Who has left the Swarm withdraws."""
-        self._stopped.set()
+        self._watcher.stop()
         self._census.stop()
         if self._services:
             self._services.stop()
@@ -146,12 +145,13 @@ class Runtime:
         if vtep is not None:
             self._wish.change(lambda state: replace(state, host=replace(state.host, vtep=vtep)))
 
-    def _watch_scope(self) -> None:
+    def _watch_scope(self) -> float:
         """The engine asks for our scope once; when the right answer changes, it has to ask again."""
-        while not self._stopped.wait(_SCOPE_POLL):
-            if scope_of(self._settings) != self._scope:
-                self._restart(f"the host is {'no longer' if self._scope == 'global' else 'now'} in a Swarm")
-                return
+        if scope_of(self._settings) == self._scope:
+            return _SCOPE_POLL
+        self._restart(f"the host is {'no longer' if self._scope == 'global' else 'now'} in a Swarm")
+        self._watcher.end()
+        return 0.0
 
     def _host_routes(self) -> Collection[Prefix]:
         return self._ask_kernel(NetlinkKernel.routes)
