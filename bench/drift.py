@@ -1,4 +1,4 @@
-"""How fast what a hand changed is right again, what the engine costs at rest, and what a Join costs.
+"""How fast what somebody changed is right again, what the reconciler costs at rest, and what a Join costs.
 
     .venv/bin/python -m bench.drift [--times 10] [--rest 30]
 
@@ -10,22 +10,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from lib.supervised import Supervised
 from tests.kernel.hosts import Host
 from tests.kernel.machine import Machine, Meter, running
 from tests.kernel.test_repair import CUTTING, HARMLESS, Lab, repaired_in
 
 APART = 1.1
-"""Seconds between two changes: the engine looks at a network once a second."""
+"""Seconds between two changes: the reconciler looks at a network once a second."""
 
 
-def thread_seconds(thread: threading.Thread) -> float:
+def thread_seconds(supervised: Supervised) -> float:
     """CPU time that a thread of this process has used."""
-    fields = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()
+    fields = Path(f"/proc/self/task/{supervised._thread.native_id}/schedstat").read_text().split()
     return int(fields[0]) / 1e9
 
 
@@ -41,7 +41,7 @@ def drift(stack: ExitStack, times: int) -> None:
 
 
 def rest(stack: ExitStack, seconds: float) -> None:
-    """Print the engine thread's share of a CPU with 10 networks of 10 ports and traffic, and joins."""
+    """Print what the reconciler takes of a CPU with 10 networks of 10 ports and traffic, and joins."""
     a, b = machines(stack)
     joins: list[float] = []
     for network in range(10):
@@ -59,10 +59,10 @@ def rest(stack: ExitStack, seconds: float) -> None:
                 source = a.containers[network * 10 + port]
                 meters.enter_context(Meter(source, f"10.{network}.0.100", pause=0.1))
         time.sleep(2)
-        before = thread_seconds(a.reconciler._thread)
+        before = thread_seconds(a.reconciler.threads[0])
         time.sleep(seconds)
-        used = thread_seconds(a.reconciler._thread) - before
-    print(f"engine thread at rest: {used * 1000:.1f} ms of CPU in {seconds:g} s", flush=True)
+        used = thread_seconds(a.reconciler.threads[0]) - before
+    print(f"thread of the networks at rest: {used * 1000:.1f} ms of CPU in {seconds:g} s", flush=True)
 
 
 def machines(stack: ExitStack) -> list[Machine]:

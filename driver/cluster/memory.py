@@ -6,7 +6,7 @@ words for the same things: keys, revisions, and a view that freezes while the st
 
 from __future__ import annotations
 
-import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from driver.cluster.ledger.ledger import Ledger
 from driver.cluster.ledger.table import Entry
 from driver.wish.records import Publication, View
 from driver.wish.values import NodeId
-
-log = logging.getLogger(__name__)
+from lib.supervised import Supervised
 
 _BATCH = 128
 _LEASE = 1
@@ -115,25 +114,27 @@ class MemoryControlPlane:
         self._node = node
         self._ledger = Ledger(node)
         self._changed = threading.Condition()
-        self._dirty = threading.Event()  # set under other planes' locks, so it takes none itself
-        self._stopping = False
         self._cut = False
         self._generation = self._store.generation
         self._told = View()
-        self._thread = threading.Thread(target=self._run, name="control-memory", daemon=True)
+        self._thread = Supervised("store-memory", self._turn)
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """All threads, for those who want to know how they fare."""
+        return (self._thread,)
 
     def start(self, on_view: Callable[[View], None]) -> None:
         """Begin; see ControlPlane."""
         self._on_view = on_view
-        self._store.listen(self._dirty.set)
-        self._dirty.set()
+        self._store.listen(self._thread.wake)
         self._thread.start()
 
     def publish(self, publication: Publication) -> None:
         """Replace what this host says; see ControlPlane."""
         with self._changed:
             self._ledger.set_publication(publication)
-        self._dirty.set()
+        self._thread.wake()
 
     def wait_published(self, timeout: float) -> bool:
         """Wait until the store has it; see ControlPlane."""
@@ -141,23 +142,23 @@ class MemoryControlPlane:
         with self._changed:
             while not self._settled():
                 left = deadline - time.monotonic()
-                if self._away() or left <= 0 or self._stopping:
+                if self._away() or left <= 0 or self._thread.stopping:
                     return False
                 self._changed.wait(left)
             return True
 
     def stop(self, *, leave: bool) -> None:
         """End; see ControlPlane."""
-        if leave and self._thread.is_alive():
+        was_started = self._thread.alive
+        if leave and was_started:
             self.publish(Publication())
             self.wait_published(_LEAVE_SECONDS)
+        self._thread.end()
         with self._changed:
-            self._stopping = True
             self._changed.notify_all()
-        self._dirty.set()
-        if self._thread.is_alive():
-            self._thread.join()
-            self._store.unlisten(self._dirty.set)
+        self._thread.join()
+        if was_started:
+            self._store.unlisten(self._thread.wake)
 
     def cut(self, cut: bool) -> None:
         """Cut this plane alone off from the store, or let it back; its lease ends meanwhile."""
@@ -165,31 +166,28 @@ class MemoryControlPlane:
         for entry in self._store.read_scope(NODES)[0]:
             if cut and entry.key == node_key(self._node):
                 self._store.do(Withdraw(entry.key, entry.value or ""))
-        self._dirty.set()
+        self._thread.wake()
 
     def _away(self) -> bool:
         return self._cut or self._store.away
 
     def _settled(self) -> bool:
         wanted = self._ledger.view(connected=True)
-        return not self._dirty.is_set() and self._told == wanted and self._ledger.settled(_LEASE)
+        return not self._thread.woken and self._told == wanted and self._ledger.settled(_LEASE)
 
-    def _run(self) -> None:
-        while True:
-            self._dirty.wait()
-            self._dirty.clear()
-            with self._changed:
-                if self._stopping:
-                    return
-                view = self._look()
-            if view != self._told:
-                try:
-                    self._on_view(view)
-                except Exception:
-                    log.exception("the view could not be used")
-            with self._changed:
-                self._told = view
-                self._changed.notify_all()
+    def _turn(self) -> float:
+        """Bring our records in, and tell the user of the view, if it is another one."""
+        with self._changed:
+            view = self._look()
+        if view != self._told:
+            try:
+                self._on_view(view)
+            except Exception as error:  # whoever uses the views must not end them
+                self._thread.failed(error)
+        with self._changed:
+            self._told = view
+            self._changed.notify_all()
+        return math.inf
 
     def _look(self) -> View:
         """Read the store, bring our records in, and return the view."""

@@ -16,6 +16,7 @@ from driver.wish.records import Publication, View
 from driver.wish.state import State
 from driver.wish.values import Address
 from driver.wish.wish import Wish
+from lib.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +47,23 @@ class Peering:
         self._view = View()
         self._published: Publication | None = None
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, name="peering", daemon=True)
+        self._ticker = Supervised("silent-hosts", self._tick)
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """Its own thread; the control plane has others."""
+        return (self._ticker,)
 
     def start(self) -> None:
         """Begin to publish and to listen."""
         self._wish.subscribe(self._publish)
         self._control.start(self._on_view)
         self._publish()
-        self._ticker.start()
+        self._ticker.start(_TICK)
 
     def stop(self, *, leave: bool) -> None:
         """End; with *leave* nothing of ours stays in the control plane."""
-        self._stopped.set()
-        self._ticker.join()
+        self._ticker.stop()
         self._control.stop(leave=leave)
 
     def wait_published(self, timeout: float) -> bool:
@@ -88,12 +92,12 @@ class Peering:
             return state
         return replace(state, peers=peers, services=services)
 
-    def _tick(self) -> None:
-        while not self._stopped.wait(_TICK):
-            now = self._clock()
-            late = overdue(self._wish.state.peers, now)
-            if late:
-                self._settle(late, now)
+    def _tick(self) -> float:
+        now = self._clock()
+        late = overdue(self._wish.state.peers, now)
+        if late:
+            self._settle(late, now)
+        return _TICK
 
     def _settle(self, late: Collection[Address], now: float) -> None:
         """Drop whom nobody hears; who became overdue while these were asked is asked next time."""

@@ -13,7 +13,7 @@ from driver.kernel.kinds import FLOOD_MAC, FdbEntry, Neighbour
 from driver.kernel.names import container_name, namespace_name
 from driver.kernel.objects import KernelState
 from driver.reconcile.desired import vanished
-from driver.wish.errors import KernelError
+from driver.wish.errors import unforeseen
 from driver.wish.model import Peer, Phase
 from driver.wish.peers import adopt
 from driver.wish.state import State, with_doubt
@@ -34,13 +34,17 @@ def adopt_kernel(wish: Wish, kernel: Kernel, clock: Callable[[], float]) -> None
     ends = _given_back(wish.state, kernel, clock)
     for network in wish.state.networks:
         try:
-            have = kernel.read_place(namespace_name(network))
-        except KernelError as error:
-            log.warning("network %s: cannot read what is there: %s", network, error)
-            continue
-        if rows := _remote_rows(have):
-            wish.change(partial(_adopted, network=network, rows=rows, now=clock()))
-        withdraw(wish, network, vanished(wish.state, network, have, ends))
+            _adopt_network(wish, kernel, network, ends, clock())
+        except Exception as error:  # one network's trouble is no other's
+            trace = unforeseen(error)
+            log.warning("network %s: cannot take over what is there: %s", network, error, exc_info=trace)
+
+
+def _adopt_network(wish: Wish, kernel: Kernel, network: NetworkId, ends: Collection[str], now: float) -> None:
+    have = kernel.read_place(namespace_name(network))
+    if rows := _remote_rows(have):
+        wish.change(partial(_adopted, network=network, rows=rows, now=now))
+    withdraw(wish, network, vanished(wish.state, network, have, ends))
 
 
 def withdraw(wish: Wish, network: NetworkId, gone: Collection[EndpointId]) -> None:
@@ -61,8 +65,10 @@ def _given_back(state: State, kernel: Kernel, clock: Callable[[], float]) -> Col
     try:
         while (ends := joined.intersection(kernel.container_ends())) and clock() < end:
             time.sleep(_HANDOVER / 20)
-    except KernelError as error:
-        log.warning("who has ended meanwhile is not seen: %s", error)
+    except Exception as error:
+        log.warning(
+            "containers that have ended meanwhile are not seen: %s", error, exc_info=unforeseen(error)
+        )
         return ()
     return ends
 

@@ -1,43 +1,38 @@
-"""The one thread that writes to the kernel: read, diff, apply, until wish and kernel agree.
+"""Keeps networks, and what of the host's own belongs to them, as they are wished: read, diff, apply.
 
-A round looks at the networks whose part of the wish has changed, and of the rows of each at those
-that the change concerns. It looks at all there is of a network of which the kernel had news; an
-audit looks at all networks, and at namespaces that no network claims. What failed is tried again
-with growing pauses. A network's trouble never holds up another's.
+Its items are scopes: the host, then each network, and namespaces that no network claims any more. How they
+come to their turns is the loop's business (`loop`). When the wish of a network has changed, of its rows those
+are looked at that the change concerns; an audit, the kernel's news and a new try look at all there is.
 
-What a round finds to mend although the wish is the same is drift: somebody else changed it.
+What is to be mended although the wish is the same is drift: somebody else changed it.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import os
-import select
-import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from driver.kernel import Kernel
+from driver.kernel.names import NAMESPACE_PREFIX, namespace_name, place_of
 from driver.kernel.kinds import SHARED, Namespace
-from driver.kernel.names import namespace_name
-from driver.kernel.objects import KernelState, Key, Kind
-from driver.kernel.ops import Delete, Op
+from driver.kernel.objects import KernelState, Key, Kind, index
+from driver.kernel.ops import Delete, Op, subject
 from driver.reconcile.adoption import adopt_kernel, withdraw
-from driver.reconcile.desired import vanished
+from driver.reconcile.desired import FALLBACK_UNDERLAY, desired, vanished
 from driver.reconcile.drift import Finding, asked_for, findings, sentence
-from driver.reconcile.part import Part, changed_part, whole
+from driver.reconcile.loop import Change, Progress, Reconciler
+from driver.reconcile.part import Part, changed_part
+from driver.reconcile.part import whole as whole_part
 from driver.reconcile.plan import diff
 from driver.reconcile.underlay import KnownUnderlay
 from driver.wish.errors import DeadlineExceeded, KernelError
-from driver.wish.model import Underlay
+from driver.wish.model import Endpoint, Underlay
 from driver.wish.state import State, without_doubtful
-from driver.wish.values import HOST, EndpointId, NetworkId
+from driver.wish.values import HOST, EndpointId, NetworkId, Scope
 from driver.wish.wish import Wish
 
 log = logging.getLogger(__name__)
@@ -46,42 +41,30 @@ AUDIT_INTERVAL = 30.0
 """Seconds between looks at everything, for what no event told us."""
 _PASSES = 3
 """Rounds of read, diff and apply: a device made anew loses its rows, which the next pass adds."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at a network for the kernel's news: somebody may be fighting us."""
 _WITHDRAW_AFTER = 5.0
 """Seconds that a vanished port waits for the Leave that explains it."""
 _FORGET_AFTER = 60.0
 """Seconds that a doubtful endpoint waits for its next call; the engine repeats one for 30 s."""
-_SETTLE = 0.002
-"""Seconds to wait for more of a burst of changes before a round starts; a Join does not wait."""
 
 
 @dataclass(slots=True)
-class _Progress:
-    """What the engine has done for one network."""
+class _Progress(Progress):
+    """What has been done for one scope."""
 
-    revision: int = 0
-    errors: Mapping[Key, KernelError] = field(default_factory=dict)
     basis: _Basis | None = None
     state: State | None = None
     """What the wish is part of."""
-    retry_at: float = math.inf
-    pause: float = _FIRST_PAUSE
-    look_at: float = math.inf
-    """When to look for what the kernel told of."""
+    has_news: bool = False
+    """Whether it is to be looked at because the kernel told of it."""
     looked_at: float = -math.inf
+    """When it was looked at for that reason last."""
     missing: Mapping[EndpointId, float] = field(default_factory=dict)
     """Joined endpoints without a port, and since when."""
 
-    @property
-    def due_at(self) -> float:
-        """When to look again although the wish is the same."""
-        withdraw_at = min(self.missing.values(), default=math.inf) + _WITHDRAW_AFTER
-        return min(self.retry_at, self.look_at, withdraw_at)
 
-
-class NetworkReconciler:
+class NetworkReconciler(Reconciler[Scope, _Progress]):
     """Keeps the kernel equal to ``desired(state)``."""
 
     def __init__(
@@ -94,22 +77,18 @@ class NetworkReconciler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """*shortcuts* tells whether to have them where the kernel does."""
-        self._wish = wish
+        super().__init__("networks", wish, _Progress, audit_interval=audit_interval, clock=clock)
         self._kernel = kernel
-        self._audit_interval = audit_interval
-        self._clock = clock
-        self._wake = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
-        self._stopping = False
-        self._progress: dict[NetworkId, _Progress] = {}
-        self._revision = 0
+        self._state = wish.state
+        """As of the last survey; so are the next two."""
+        self._underlay: Underlay | KernelError = FALLBACK_UNDERLAY
+        self._bases: Mapping[Scope, _Basis] = {}
         self._doubted: Mapping[EndpointId, float] = {}
         """Doubtful endpoints, and since which audit."""
         self._way = KnownUnderlay(kernel)
         self.shortcuts = shortcuts
         self.repairs: Counter[Kind] = Counter()
-        """How many objects were mended because somebody else had changed them."""
-        self._done = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        """How many objects were mended because somebody else had changed them: for tests and the status."""
 
     def start(self) -> None:
         """Adopt what a former process left in the kernel and begin.
@@ -118,16 +97,12 @@ class NetworkReconciler:
         """
         self.shortcuts = self.shortcuts and self._kernel.has_shortcuts()
         adopt_kernel(self._wish, self._kernel, self._clock)
-        self._wish.subscribe(self._work)
-        self._thread.start()
+        super().start()
 
     def stop(self) -> None:
         """End the thread; the kernel's objects stay as they are."""
-        self._stopping = True
-        self._work()
-        self._thread.join()
+        super().stop()
         self._kernel.close()
-        self._wake.close()
 
     def wait_applied(self, network: NetworkId, revision: int, timeout: float, port: str = "") -> None:
         """Wait until the kernel has what *revision* asks for *network*.
@@ -138,201 +113,205 @@ class NetworkReconciler:
         """
         with self._done:
             reached = self._done.wait_for(lambda: self._reached(network) >= revision, timeout)
-            errors = self._progress[network].errors if network in self._progress else {}
+            progress = self._progress.get(network) or _Progress()
+            failure, errors = progress.failure, progress.errors
+        if failure:
+            raise KernelError(str(failure), failure.errno)
         for key, error in sorted(errors.items()):
             if key.kind in SHARED or (port and key.name == port):
                 raise error
         if not reached:
             raise DeadlineExceeded(f"network {network}: the kernel work was not done within {timeout:g} s")
 
-    def wait_tried(self, revision: int, timeout: float) -> bool:
-        """Wait until all that *revision* asks for was tried; return False after *timeout* seconds."""
-        with self._done:
-            return self._done.wait_for(lambda: self._revision >= revision, timeout)
-
     def _reached(self, network: NetworkId) -> int:
         progress = self._progress.get(network)
         return progress.revision if progress else self._revision
 
-    def _work(self) -> None:
-        with suppress(ValueError):  # stopped
-            self._wake.write((1).to_bytes(8, sys.byteorder))
+    def _survey(self, state: State, revision: int) -> Mapping[Scope, Change]:
+        """Compare with what was done for each scope; one of two that have one place is the wished one."""
+        wished: list[Scope] = [HOST, *state.networks]
+        scopes = {place_of(scope): scope for scope in wished}
+        for scope, progress in self._progress.items():
+            if progress.held or progress.is_troubled:
+                scopes.setdefault(place_of(scope), scope)
+        self._state, self._underlay = state, self._way.look(state.host.vtep)
+        self._bases = dict(self._bases_of(scopes.values()))
+        return {scope: self._change(scope, basis) for scope, basis in self._bases.items()}
 
-    def _run(self) -> None:
-        audit_at = self._clock()
-        while not self._stopping:
-            audit = self._clock() >= audit_at
-            if audit:
-                audit_at = self._clock() + self._audit_interval
-            try:
-                self._round(audit=audit)
-                self._await_work(audit_at)
-            except Exception:
-                # One bad round must not end the thread that every Join waits for.
-                log.exception("a reconcile round failed; trying again")
-                select.select([self._wake], [], [], _LONGEST_PAUSE)
+    def _bases_of(self, scopes: Iterable[Scope]) -> Iterator[tuple[Scope, _Basis]]:
+        state, underlay = self._state, self._underlay
+        here: dict[NetworkId, list[Endpoint]] = defaultdict(list)
+        for endpoint in state.endpoints.values():
+            here[endpoint.network].append(endpoint)
+        for scope in scopes:
+            if scope is HOST:
+                yield scope, _host_basis(state, underlay, shortcuts=self.shortcuts)
+            else:
+                yield scope, _basis(state, scope, underlay, tuple(here.get(scope, ())))
 
-    def _await_work(self, audit_at: float) -> None:
-        due_at = min([audit_at, *(p.due_at for p in self._progress.values())])
-        changed = self._kernel.await_news(max(0.0, due_at - self._clock()), self._wake.fileno())
+    def _change(self, scope: Scope, basis: _Basis) -> Change:
+        """Tell whether there is work for *scope*, and whether it must not wait.
+
+        It must not for Join and DeleteNetwork, nor when it failed on another ground than the present one.
+        """
+        progress = self._progress.get(scope) or _Progress()
+        done = progress.basis
+        if basis.is_done_with(done):
+            progress.state = self._state  # an older one would keep all that has changed elsewhere
+            return Change.NONE
+        if basis.joining or done is None:
+            return Change.URGENT if basis.joining else Change.SOME
+        is_removed = scope is not HOST and scope not in self._state.networks
+        may_go_well_now = progress.failure is not None and basis.frame != done.frame
+        return Change.URGENT if is_removed or may_go_well_now else Change.SOME
+
+    def _await_news(self, timeout: float, wake: int) -> bool:
+        """Note whom the kernel's news are about; a Join is in a hurry."""
+        changed = self._kernel.await_news(timeout, wake)
         if HOST in changed:
             self._way.outdate()
-        for network, progress in self._progress.items():
-            if namespace_name(network) in changed:
-                progress.look_at = max(self._clock(), progress.looked_at + _LOOK_INTERVAL)
-        if not self._stopping and not self._wish.state.joining:
-            time.sleep(_SETTLE)
-        self._wake.read(8)
+            self._outdated = True
+        for scope, progress in self._progress.items() if changed else ():
+            if place_of(scope) in changed:
+                progress.has_news = True
+                progress.look(max(self._clock(), progress.looked_at + _LOOK_INTERVAL))
+        return bool(self._wish.state.joining)
 
-    def _round(self, *, audit: bool) -> None:
-        state, revision = self._wish.snapshot()
-        underlay = self._way.look(state.host.vtep, again=audit)
-        for network in list(dict.fromkeys([*state.networks, *self._progress])):
-            if self._stopping:
-                return
-            progress = self._progress.setdefault(network, _Progress())
-            basis = _basis_of(state, network, underlay)
-            errors = progress.errors
-            due = audit or self._clock() >= progress.due_at
-            if due or not basis.is_done_with(progress.basis):
-                errors = self._reconcile(state, network, underlay, basis, due=due)
-            self._settle(network, progress, basis, errors, revision, gone=network not in state.networks)
-            progress.state = state
-        with self._done:
-            self._revision = revision
-            self._done.notify_all()
-        if audit:
-            self._remove_orphans(state)
-            self._forget(state)
+    def _label(self, item: Scope) -> str:
+        return item if item is HOST else f"network {item}"
 
-    def _settle(
-        self,
-        network: NetworkId,
-        progress: _Progress,
-        basis: _Basis,
-        errors: Mapping[Key, KernelError],
-        revision: int,
-        *,
-        gone: bool,
-    ) -> None:
-        fresh = errors is not progress.errors
-        with self._done:
-            progress.revision, progress.errors, progress.basis = revision, errors, basis
-            if gone and not errors:
-                del self._progress[network]
-            self._done.notify_all()
-        if not errors:
-            progress.retry_at, progress.pause = math.inf, _FIRST_PAUSE
-        elif fresh:
-            progress.retry_at = self._clock() + progress.pause
-            progress.pause = min(progress.pause * 2, _LONGEST_PAUSE)
-
-    def _reconcile(
-        self, state: State, network: NetworkId, underlay: Underlay | KernelError, basis: _Basis, *, due: bool
-    ) -> Mapping[Key, KernelError]:
-        namespace = Namespace(namespace_name(network))
-        progress = self._progress[network]
-        if progress.look_at <= self._clock():
-            progress.look_at, progress.looked_at = math.inf, self._clock()
-        if isinstance(underlay, KernelError):
-            progress.missing = {}
-            return {namespace.key: underlay}
-        goes_on = progress.basis is not None and basis.frame == progress.basis.frame and not progress.errors
-        before = progress.state if goes_on else None
+    def _reconcile(self, item: Scope, progress: _Progress, *, whole: bool) -> Mapping[Key, KernelError]:
+        """Look at all of a scope, or at the part whose wish has changed, and make it so."""
+        if whole and progress.has_news:
+            progress.has_news, progress.looked_at = False, self._clock()
         try:
-            if before is None or due:
-                first = whole(before, state, network, underlay, shortcuts=self.shortcuts)
-            else:
-                first = changed_part(before, state, network, underlay, shortcuts=self.shortcuts)
-            errors = self._converge(state, network, underlay, first)
-        except KernelError as failure:
-            progress.missing = {}  # nobody could see
-            errors = {namespace.key: failure}
-        for key, error in list(errors.items())[:1]:
-            log.warning(
-                "network %s: %s %s: %s (%d in all)", network, key.kind.word, key.name, error, len(errors)
-            )
-        return errors
+            return self._converge(item, progress, self._part(item, progress, whole=whole))
+        finally:
+            if whole and item is HOST:
+                self._look_after_host()
 
-    def _converge(
-        self, state: State, network: NetworkId, underlay: Underlay, first: Part
-    ) -> Mapping[Key, KernelError]:
-        """Make the kernel hold what is wanted of the network; begin with *first*."""
-        part: Part | None = first
-        for attempt in range(_PASSES):
-            part = part or whole(None, state, network, underlay, shortcuts=self.shortcuts)
-            have = self._read(network, part)
+    def _part(self, scope: Scope, progress: _Progress, *, whole: bool) -> Part:
+        """Return what to look at; raise KernelError when there is no underlay to build on.
+
+        Who has failed begins from nothing, and so does who was built on another ground.
+        """
+        basis, done, before = self._bases[scope], progress.basis, progress.state
+        progress.basis, progress.state = basis, self._state
+        underlay = self._known_underlay()
+        if done is None or basis.frame != done.frame or progress.is_troubled:
+            before = None
+        if whole or scope is HOST or before is None:
+            return whole_part(before, self._state, scope, underlay, shortcuts=self.shortcuts)
+        return changed_part(before, self._state, scope, underlay, shortcuts=self.shortcuts)
+
+    def _known_underlay(self) -> Underlay:
+        """Return the underlay; when there is none have it looked for again, and raise KernelError."""
+        if isinstance(self._underlay, Underlay):
+            return self._underlay
+        self._way.outdate()
+        self._outdated = True
+        raise KernelError(str(self._underlay))
+
+    def _converge(self, scope: Scope, progress: _Progress, first: Part) -> Mapping[Key, KernelError]:
+        """Make the kernel hold what is wanted of *scope*; begin with *first*. The last pass only looks."""
+        if scope is HOST and not first.want and not progress.held:
+            return {}
+        part, ops = first, list[Op]()
+        for attempt in range(_PASSES + 1):
+            have = self._read(scope, part)
             if have is None:
-                part = None
+                part = self._all_of(scope)
                 continue
-            if attempt == 0:
-                self._note_missing(network, vanished(state, network, have))
-            prune = network in state.peers.synced or not part.want
-            ops = diff(part.want, have, prune_rows=prune)
+            progress.held = bool(have)
+            if attempt == 0 and scope is not HOST:
+                self._note_missing(scope, progress, vanished(self._state, scope, have))
+            ops = diff(part.want, have, prune_rows=self._may_prune(scope, part))
             if not ops:
                 return {}
-            log.debug("network %s: %s", network, _summary(ops))
+            if attempt == _PASSES:
+                break
+            log.debug("%s: %s", self._label(scope), _summary(ops))
             errors = self._kernel.apply(ops)
             if attempt == 0 and part.was is not None:
-                self._note_drift(network, findings(ops, asked_for(ops, part.was, part.want)))
+                self._note_drift(scope, findings(ops, asked_for(ops, part.was, part.want)))
             if errors:
                 return errors
-            part = part.after(ops)
-        return {}
+            part = part.after(ops) or self._all_of(scope)
+        return _not_kept(ops)
 
-    def _read(self, network: NetworkId, part: Part) -> KernelState | None:
-        """Return what the kernel has in the place of *part*; None when it cannot read parts."""
+    def _all_of(self, scope: Scope) -> Part:
+        return whole_part(None, self._state, scope, self._known_underlay(), shortcuts=self.shortcuts)
+
+    def _may_prune(self, scope: Scope, part: Part) -> bool:
+        """Tell whether rows that nobody wants are superfluous; they may only be unknown (see plan.diff)."""
+        return scope is HOST or scope in self._state.peers.synced or not part.want
+
+    def _read(self, scope: Scope, part: Part) -> KernelState | None:
+        """Return what the kernel has in the place of *part*; None when it cannot read parts.
+
+        What is to go may be a namespace of which only the pin was made.
+        """
+        place = place_of(scope)
         try:
-            return self._kernel.read_place(namespace_name(network), part.rows)
+            have = self._kernel.read_place(place, part.rows)
         except KernelError:
             if part.rows is None:
                 raise
             return None
+        if not have and not part.want and place in self._kernel.namespaces():
+            return index([Namespace(place)])
+        return have
 
-    def _note_drift(self, network: NetworkId, found: Sequence[Finding]) -> None:
+    def _note_drift(self, scope: Scope, found: Sequence[Finding]) -> None:
         self.repairs.update(finding.kind for finding in found)
         if found:
-            log.warning("network %s: repaired: %s", network, sentence(found))
+            log.warning("%s: repaired: %s", self._label(scope), sentence(found))
 
-    def _note_missing(self, network: NetworkId, missing: Collection[EndpointId]) -> None:
+    def _note_missing(self, network: NetworkId, progress: _Progress, missing: Collection[EndpointId]) -> None:
         """Withdraw endpoints whose ports have been missing for so long that no Leave will come."""
-        progress, now = self._progress[network], self._clock()
+        now = self._clock()
         since = {endpoint: progress.missing.get(endpoint, now) for endpoint in missing}
         gone = {endpoint for endpoint, then in since.items() if now - then >= _WITHDRAW_AFTER}
         progress.missing = {endpoint: then for endpoint, then in since.items() if endpoint not in gone}
+        progress.look(min(progress.missing.values(), default=math.inf) + _WITHDRAW_AFTER)
         withdraw(self._wish, network, gone)
 
-    def _forget(self, state: State) -> None:
+    def _look_after_host(self) -> None:
+        """Do what belongs to the host's audit: it is about no single network."""
+        self._way.outdate()
+        self._outdated = True
+        self._forget()
+        self._take_on_orphans()
+
+    def _forget(self) -> None:
         """Drop the records of endpoints that nobody has spoken of for long enough."""
         now = self._clock()
-        doubtful = [e for e in state.endpoints if e in state.doubtful]
+        doubtful = [e for e in self._state.endpoints if e in self._state.doubtful]
         self._doubted = {endpoint: self._doubted.get(endpoint, now) for endpoint in doubtful}
         old = [e for e, since in self._doubted.items() if now - since >= _FORGET_AFTER]
         if old:
             log.info("forgetting %d endpoints that ended unseen", len(old))
             self._wish.change(lambda state: without_doubtful(state, old), lasting=False)
 
-    def _remove_orphans(self, state: State) -> None:
-        wanted = {namespace_name(network) for network in (*state.networks, *self._progress)}
-        for name in set(self._kernel.namespaces()) - wanted:
-            log.warning("namespace %s belongs to no network of this host: removing it", name)
-            orphan = Namespace(name)
-            try:
-                errors = self._kernel.apply(diff({}, {orphan.key: orphan, **self._kernel.read_place(name)}))
-            except KernelError as failure:
-                errors = {orphan.key: failure}
-            for key, error in errors.items():
-                log.warning("namespace %s: %s %s: %s", name, key.kind.word, key.name, error)
+    def _take_on_orphans(self) -> None:
+        """Treat each namespace that no network claims as that of a network which is not wished: it goes."""
+        claimed = {place_of(scope) for scope in self._progress}
+        for name in sorted(set(self._kernel.namespaces()) - claimed):
+            orphan = NetworkId(name.removeprefix(NAMESPACE_PREFIX))
+            if namespace_name(orphan) == name:  # else it was not us who named it
+                log.warning("namespace %s belongs to no network of this host: removing it", name)
+                with self._done:
+                    self._progress[orphan] = _Progress()
 
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """All that desired() looks at for a network."""
+    """All that desired() looks at for a scope."""
 
     frame: tuple[object, ...]
-    """Network, host, underlay, whether in sync: what concerns all rows."""
+    """The ground that everything stands on: network, host, underlay, whether in sync."""
     rest: tuple[object, ...]
-    joining: frozenset[EndpointId]
+    joining: frozenset[EndpointId] = frozenset()
 
     def is_done_with(self, done: _Basis | None) -> bool:
         """Tell whether who has done *done* has no more to do: an answered Join asks for nothing."""
@@ -343,17 +322,25 @@ class _Basis:
         )
 
 
-def _basis_of(state: State, network: NetworkId, underlay: Underlay | KernelError) -> _Basis:
-    endpoints = tuple(state.endpoints_of(network))
+def _basis(
+    state: State, network: NetworkId, underlay: Underlay | KernelError, endpoints: tuple[Endpoint, ...]
+) -> _Basis:
     ids = {e.id for e in endpoints}
-    peers = state.peers.entries.get(network)
-    synced = network in state.peers.synced
-    way = str(underlay) if isinstance(underlay, KernelError) else underlay
     return _Basis(
-        (state.networks.get(network), state.host, way, synced),
-        (endpoints, state.doubtful & ids, _Same(peers)),
+        (state.networks.get(network), state.host, _ground(underlay), network in state.peers.synced),
+        (endpoints, state.doubtful & ids, _Same(state.peers.entries.get(network))),
         frozenset(state.joining.keys() & ids),
     )
+
+
+def _host_basis(state: State, underlay: Underlay | KernelError, *, shortcuts: bool) -> _Basis:
+    """Of the host the few objects themselves are compared: all of the wish may bear on them."""
+    want = None if isinstance(underlay, KernelError) else desired(state, HOST, underlay, shortcuts=shortcuts)
+    return _Basis((state.host, _ground(underlay)), (want,))
+
+
+def _ground(underlay: Underlay | KernelError) -> Underlay | str:
+    return underlay if isinstance(underlay, Underlay) else str(underlay)
 
 
 class _Same:
@@ -368,6 +355,13 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _summary(ops: list[Op]) -> str:
+def _not_kept(ops: Sequence[Op]) -> Mapping[Key, KernelError]:
+    """Return the failures of objects that the kernel has taken several times, and does not keep."""
+    what = sentence(findings(ops)) or _summary(ops)
+    error = KernelError(f"not converged: what was set is not what the kernel has: {what}")
+    return {subject(op).key: error for op in ops}
+
+
+def _summary(ops: Sequence[Op]) -> str:
     deleted = sum(isinstance(op, Delete) for op in ops)
     return f"{len(ops) - deleted} to set, {deleted} to delete"

@@ -6,7 +6,7 @@ import logging
 
 from driver.kernel import Kernel
 from driver.reconcile.desired import FALLBACK_UNDERLAY
-from driver.wish.errors import KernelError
+from driver.wish.errors import KernelError, unforeseen
 from driver.wish.model import Underlay
 from driver.wish.values import Address
 
@@ -20,15 +20,16 @@ class KnownUnderlay:
         self._kernel = kernel
         self._known: tuple[Address | None, Underlay] | None = None
         self._is_old = True
+        self._complaint = ""
 
     def outdate(self) -> None:
-        """Have the kernel asked at the next look: it had news."""
+        """Have the kernel asked at the next look."""
         self._is_old = True
 
-    def look(self, vtep: Address | None, *, again: bool) -> Underlay | KernelError:
+    def look(self, vtep: Address | None) -> Underlay | KernelError:
         """Return the way to the others; when it is gone for now, go on with the last answer."""
         known = self._known if self._known and self._known[0] == vtep else None
-        if known is None or self._is_old or again:
+        if known is None or self._is_old:
             self._known = known = self._ask(vtep) or known
         if known:
             return known[1]
@@ -40,21 +41,30 @@ class KnownUnderlay:
         )
 
     def _ask(self, vtep: Address | None) -> tuple[Address | None, Underlay] | None:
+        """Ask the kernel; None when it does not know, and when it cannot be asked, foreseen or not."""
         self._is_old = False
         try:
             found = self._kernel.underlay(vtep)
-        except KernelError as error:
-            log.warning("underlay of %s: %s", vtep, error)
+        except Exception as error:
+            self._complain(f"the device of the VTEP address {vtep} cannot be looked up", error)
             self._is_old = True
             return None
+        self._complaint = ""
         if self._known and self._known[0] == vtep:
             _tell(vtep, self._known[1], found)
         return (vtep, found) if found else None
 
+    def _complain(self, what: str, error: Exception) -> None:
+        """Log a failure, but not each time that it comes again."""
+        complaint = f"{what}: {error}"
+        if complaint != self._complaint:
+            log.warning(complaint, exc_info=unforeseen(error))
+        self._complaint = complaint
+
 
 def _tell(vtep: Address | None, before: Underlay, now: Underlay | None) -> None:
     if now is None:
-        log.warning("VTEP address %s is on no device of this host for now: going on as before", vtep)
+        log.warning("VTEP address %s is on no device of this host for now: nothing is changed", vtep)
     elif now.mtu != before.mtu:
         log.warning(
             "the MTU of the underlay (%s) was %d and is %d: new containers follow; those that run keep "

@@ -7,13 +7,13 @@ been the last about its network: no DeleteNetwork will come for either. Only dou
 from __future__ import annotations
 
 import logging
-import threading
 from functools import partial
 from typing import Final
 
 from driver.swarm.docker_api import DockerApi, EngineAway
 from driver.wish.state import without_ghost
 from driver.wish.wish import Wish
+from lib.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -28,24 +28,27 @@ class Census:
         self._wish = wish
         self._docker = docker
         self._interval = interval
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="census", daemon=True)
+        self._thread = Supervised("lost-networks", self._turn)
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """All threads, for those who want to know how they fare."""
+        return (self._thread,)
 
     def start(self) -> None:
-        """Begin to ask."""
-        self._thread.start()
+        """Begin to ask, after the first interval."""
+        self._thread.start(self._interval)
 
     def stop(self) -> None:
         """End."""
-        self._stopped.set()
-        self._thread.join()
+        self._thread.stop()
 
-    def _run(self) -> None:
-        while not self._stopped.wait(self._interval):
-            try:
-                self._look()
-            except EngineAway as away:
-                log.debug("the engine is not asked for its networks: %s", away)
+    def _turn(self) -> float:
+        try:
+            self._look()
+        except EngineAway as away:
+            log.debug("the engine is not asked for its networks: %s", away)
+        return self._interval
 
     def _look(self) -> None:
         state = self._wish.state

@@ -13,7 +13,6 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import requests
 
 from driver.cluster.etcd.tls import Credentials, TlsSessions
 from driver.wish.errors import StoreUnavailable
+from lib.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +56,16 @@ class EtcdProcess:
         self._settings = settings
         self.address = address
         self._process: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
+        self._relay: Supervised | None = None
         self._sessions = TlsSessions(settings.credentials)
         self._version: object = None
         self._session: requests.Session | None = None
         self._root = _content(settings.credentials.ca)
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """The thread that takes its log over, while it runs."""
+        return (self._relay,) if self._relay is not None else ()
 
     @property
     def url(self) -> str:
@@ -89,10 +94,8 @@ class EtcdProcess:
             )
         except OSError as error:
             raise StoreUnavailable(f"etcd cannot be started: {error}") from None
-        self._reader = threading.Thread(
-            target=_relay_log, args=(self._process.stderr,), name="etcd-log", daemon=True
-        )
-        self._reader.start()
+        self._relay = _relay(self._process.stderr)
+        self._relay.start()
 
     def alive(self) -> bool:
         """Tell whether the process runs."""
@@ -127,11 +130,11 @@ class EtcdProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._reader is not None:
-            self._reader.join(_STOP_SECONDS)
+        if self._relay is not None:
+            self._relay.join(_STOP_SECONDS)
         if self._session is not None:
             self._session.close()
-        self._process = self._reader = self._session = None
+        self._process = self._relay = self._session = None
         shutil.rmtree(self._settings.folder, ignore_errors=True)
 
     def _renew(self) -> requests.Session:
@@ -232,14 +235,21 @@ def _content(path: Path) -> bytes:
     return b""
 
 
-def _relay_log(stream: IO[bytes] | None) -> None:
-    """Take etcd's log over into ours, until it ends."""
-    with suppress(ValueError, OSError):
-        for line in stream or ():
-            level, message = _parse(line)
-            log.log(level, "etcd: %s", message)
-    if stream is not None:
-        stream.close()
+def _relay(stream: IO[bytes] | None) -> Supervised:
+    """Return a thread that takes etcd's log over into ours, and ends with it."""
+
+    def turn() -> float:
+        with suppress(ValueError, OSError):
+            for line in stream or ():
+                level, message = _parse(line)
+                log.log(level, "etcd: %s", message)
+        if stream is not None:
+            stream.close()
+        relay.end()
+        return 0.0
+
+    relay = Supervised("etcd-log", turn)
+    return relay
 
 
 def _parse(line: bytes) -> tuple[int, str]:

@@ -9,7 +9,6 @@ manager serves: then the Swarm has a leader, and it is not us. Two stores at a t
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -18,6 +17,7 @@ from driver.cluster.etcd.tls import TlsSessions
 from driver.swarm.docker_api import DockerApi, EngineAway, Leadership, SwarmFacts
 from driver.swarm.etcd_process import EtcdSettings, bracket, serves
 from driver.swarm.supervisor import Supervisor
+from lib.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +33,24 @@ class LeaderEtcd:
     def __init__(self, docker: DockerApi, settings: EtcdSettings) -> None:
         self._docker = docker
         self._settings = settings
-        self._wake = threading.Event()
-        self._stopping = False
         self._facts = SwarmFacts()
         self._managers: tuple[str, ...] = ()
         self._wanted = True
         self._info_at = 0.0
         self._complaint = ""
         self._sessions = TlsSessions(settings.credentials)
-        self._etcd = Supervisor(settings, lambda: self._stopping)
-        self._thread = threading.Thread(target=self._run, name="swarm-store", daemon=True)
+        self._thread = Supervised(
+            "swarm-store",
+            self._turn,
+            settle=_MIN_SECONDS,  # however often we are asked
+            at_end=lambda: self._etcd.stop("this plugin stops"),
+        )
+        self._etcd = Supervisor(settings, lambda: self._thread.stopping)
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """All threads, for those who want to know how they fare."""
+        return (self._thread, *self._etcd.threads)
 
     def start(self) -> None:
         """Begin to ask the engine, which need not be up yet."""
@@ -50,10 +58,7 @@ class LeaderEtcd:
 
     def stop(self) -> None:
         """End, and the server with it."""
-        self._stopping = True
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.stop()
 
     def endpoints(self) -> Sequence[str]:
         """Return where the store may be, the likeliest first; returns at once.
@@ -62,7 +67,7 @@ class LeaderEtcd:
         """
         if not self._wanted:
             self._wanted = True
-            self._wake.set()
+            self._thread.wake()
         hosts = dict.fromkeys(self._managers)
         own = self._facts.address
         if self._etcd.serving and own:
@@ -74,16 +79,9 @@ class LeaderEtcd:
         """Whether this host runs the store at present."""
         return self._etcd.serving
 
-    def _run(self) -> None:
-        while not self._stopping:
-            try:
-                self._look()
-            except Exception:  # a thread that ends leaves the Swarm without a store
-                log.exception("looking after the Swarm's store failed in a way that was not foreseen")
-            if self._wake.wait(self._patience()) and not self._stopping:
-                self._wake.clear()
-                time.sleep(_MIN_SECONDS)  # however often we are asked
-        self._etcd.stop("this plugin stops")
+    def _turn(self) -> float:
+        self._look()
+        return self._patience()
 
     def _patience(self) -> float:
         if self._wanted:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import Final
 
@@ -18,6 +18,7 @@ from driver.swarm import vips
 from driver.swarm.docker_api import DockerApi, EngineAway, Events, Leadership, SwarmFacts
 from driver.wish.records import Offer
 from driver.wish.wish import Wish
+from lib.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -52,62 +53,58 @@ class ServiceWatch:
         self._facts_until = 0.0
         self._stirred_at = -math.inf
         self._complaint = ""
-        self._stopped = threading.Event()
-        self._wake = threading.Event()
-        self._leads = threading.Event()
+        self._leads = False
         self._events: Events | None = None
-        self._threads = [
-            threading.Thread(target=work, name=name, daemon=True)
-            for work, name in ((self._run, "services"), (self._listen, "service-events"))
-        ]
+        self._looker = Supervised("services", self._look_turn, settle=_SETTLE)
+        self._listener = Supervised("service-events", self._listen_turn)
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """All threads, for those who want to know how they fare."""
+        return (self._looker, self._listener)
 
     def start(self) -> None:
         """Begin to ask the engine, which need not be up yet."""
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
 
     def stop(self) -> None:
         """End; what was said stays."""
-        self._stopped.set()
-        self._wake.set()
+        for thread in self.threads:
+            thread.end()
         deadline = time.monotonic() + _STOP
-        while time.monotonic() < deadline and any(thread.is_alive() for thread in self._threads):
-            self._leads.set()
+        while time.monotonic() < deadline and any(thread.alive for thread in self.threads):
             if events := self._events:
                 events.close()
             time.sleep(0.01)
 
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                pause = self._look()
-                self._complaint = ""
-            except EngineAway as away:
-                pause = _RETRY
-                self._complain(str(away))
-            except Exception:  # a thread that ends leaves everybody with the last known table
-                pause = _LONGEST
-                log.exception("looking after services failed in a way that was not foreseen")
-            if self._wake.wait(pause) and not self._stopped.is_set():
-                time.sleep(_SETTLE)
-                self._wake.clear()
+    def _look_turn(self) -> float:
+        try:
+            pause = self._look()
+        except EngineAway as away:
+            self._complain(str(away))
+            return _RETRY
+        self._complaint = ""
+        return pause
 
-    def _listen(self) -> None:
-        while not self._stopped.is_set():
-            self._leads.wait()
-            try:
-                self._events = self._docker.events("service", "node", "network")
-                while self._leads.is_set():
-                    self._events.await_event()
-                    self._stirred_at = time.monotonic()
-                    self._wake.set()
-            except EngineAway as away:
-                log.debug("no news of services: %s", away)
-                self._stopped.wait(_RETRY)
-            finally:
-                if self._events:
-                    self._events.close()
-                    self._events = None
+    def _listen_turn(self) -> float:
+        if not self._leads:
+            return math.inf
+        try:
+            with closing(self._docker.events("service", "node", "network")) as self._events:
+                self._pass_on(self._events)
+        except EngineAway as away:
+            log.debug("no news of services: %s", away)
+            return _RETRY
+        return 0.0
+
+    def _pass_on(self, events: Events) -> None:
+        """Have the other thread look after each event, for as long as we lead."""
+        while self._leads and not self._listener.stopping:
+            with self._listener.waiting():
+                events.await_event()
+            self._stirred_at = time.monotonic()
+            self._looker.wake()
 
     def _look(self) -> float:
         """Ask the engine once; return after how many seconds to ask again. Raises EngineAway."""
@@ -116,10 +113,11 @@ class ServiceWatch:
             self._facts_until = time.monotonic() + _FACTS
         leadership = self._docker.leadership(self._facts)
         if leadership is Leadership.YES:
-            self._leads.set()
+            self._leads = True
+            self._listener.wake()
             return self._ask()
         if leadership is Leadership.NO:
-            self._leads.clear()
+            self._leads = False
             self._say({})
         return _RETRY if self._facts.manager else _FACTS
 

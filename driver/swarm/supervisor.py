@@ -9,6 +9,7 @@ from typing import Final
 
 from driver.swarm.etcd_process import EtcdProcess, EtcdSettings
 from driver.wish.errors import StoreUnavailable
+from lib.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class Supervisor:
         self._health_at = 0.0
         self._sick = 0
         self._complaint = ""
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """The server's threads, while there is one."""
+        return self._server.threads if self._server is not None else ()
 
     @property
     def serving(self) -> bool:

@@ -60,3 +60,8 @@ class KernelError(DriverError):
 
 class DeadlineExceeded(KernelError):
     """Kernel work was not finished in the time that a driver call has."""
+
+
+def unforeseen(error: Exception) -> Exception | None:
+    """Return *error* unless it carries a sentence for the user: then its traceback is worth logging."""
+    return None if isinstance(error, DriverError) else error

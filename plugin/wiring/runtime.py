@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Protocol
 from flask import Flask
 
 from driver.cluster.backend import ControlPlane
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.peering import Peering
 from driver.kernel.balancers.sandboxes import NetlinkSandboxes
 from driver.kernel.host import NetlinkKernel
@@ -28,6 +27,7 @@ from driver.wish.values import Address, NodeId, Prefix
 from driver.wish.wish import Wish
 from ipam.disk import LeaseFile
 from ipam.manager import AddressManager
+from lib.supervised import Supervised
 from plugin.app import create_app
 from plugin.settings import Settings
 
@@ -140,21 +140,25 @@ class _ModeWatch:
     def __init__(self, mode: Mode, restart: Callable[[str], None]) -> None:
         self._mode = mode
         self._restart = restart
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mode", daemon=True)
+        self._thread = Supervised("membership", self._look)
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """All threads, for those who want to know how they fare."""
+        return (self._thread,)
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread.start(_MODE_POLL)
 
     def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
+        self._thread.stop()
 
-    def _run(self) -> None:
-        while not self._stopped.wait(_MODE_POLL):
-            if not self._mode.lasts():
-                self._restart(f"the host has {self._mode.end}")
-                return
+    def _look(self) -> float:
+        if self._mode.lasts():
+            return _MODE_POLL
+        self._restart(f"the host has {self._mode.end}")
+        self._thread.end()
+        return 0.0
 
 
 def load_wish(settings: Settings) -> Wish:

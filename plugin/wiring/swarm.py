@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import TlsSessions
 from driver.mode import InSwarm
 from driver.swarm.etcd_process import EtcdSettings

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from driver.cluster.etcd.client import EtcdClient, EtcdError
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import PlainSessions
 from driver.wish.values import NodeId
 from tests.cluster.harness import Host, endpoint, start_members, wait_until

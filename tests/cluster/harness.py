@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import requests
 
 from driver.cluster.backend import ControlPlane
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.ledger.claims import Put, Withdraw
 from driver.cluster.ledger.codec import ROOT, endpoint_key
 from driver.cluster.memory import MemoryControlPlane, MemoryStore

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import PlainSessions, Sessions, TlsSessions
 from driver.swarm.etcd_process import EtcdProcess, EtcdSettings
 from driver.swarm.identity import swarm_credentials

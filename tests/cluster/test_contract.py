@@ -364,11 +364,11 @@ def test_stopping_without_leaving_leaves_everything(bench: Bench, host: MakeHost
     a = host("a")
     a.join(E1)
     assert a.published()
-    threads = {t.name for t in threading.enumerate() if t.name.startswith("control-")}
+    threads = {t.name for t in threading.enumerate() if t.name.startswith("store-")}
     assert threads
     a.plane.stop(leave=False)
     told = len(a.views)
-    assert not [t for t in threading.enumerate() if t.name.startswith("control-")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("store-")]
     assert bench.dump().keys() == {key_of(E1), node_key(NodeId("a"))}
     again = host("a")
     again.join(E1)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from driver.cluster.etcd.client import EtcdClient, EtcdError
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import PlainSessions
 from driver.cluster.ledger.codec import encode_endpoint, node_key
 from driver.wish.values import NodeId

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from driver.cluster.etcd.client import EtcdClient, EtcdError
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import TlsSessions
 from driver.swarm.docker_api import DockerApi
 from driver.swarm.etcd_process import EtcdSettings

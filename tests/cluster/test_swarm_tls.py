@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from driver.cluster.etcd.client import EtcdClient, EtcdError
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import Credentials, PlainSessions, TlsSessions, tls_context
 from driver.swarm.etcd_process import EtcdProcess, EtcdSettings
 from driver.swarm.identity import swarm_credentials
@@ -328,4 +328,4 @@ def test_unfit_files_hold_the_plane_off_until_they_are_well(
     assert host.published()
     assert sum("autolock" in r.message for r in caplog.records) == 1
     host.plane.stop(leave=True)
-    assert not [t for t in threading.enumerate() if t.name.startswith("control-")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("store-")]

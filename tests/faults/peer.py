@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import TlsSessions
 from driver.swarm.identity import swarm_credentials
 from driver.wish.records import View

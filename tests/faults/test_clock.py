@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import TlsSessions
 from driver.swarm.etcd_process import EtcdProcess
 from driver.wish.values import NodeId

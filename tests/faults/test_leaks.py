@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.wish.disk import WishFile
 from driver.wish.model import Host
 from driver.wish.state import State

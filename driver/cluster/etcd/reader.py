@@ -1,125 +1,76 @@
-"""The control plane over etcd 3.5.
+"""The reading half of the etcd back end: a snapshot, then a watch, for as long as a member serves us.
 
-Two threads: one reads (snapshot, then a watch, for as long as a member serves us) and tells
-the user; one writes (the claims, the lease). They meet in the Exchange. Every way in which
-the connection can end has one and the same answer: another member, and a new snapshot. A
-snapshot says all there is, so a compacted past, a lost event and a store that is a new one
-need no treatment of their own.
+Every way in which the connection can end has one and the same answer: another member, and a
+new snapshot. A snapshot says all there is, so a compacted past, a lost event and a store that
+is a new one need no treatment of their own.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from driver.cluster.etcd.client import EtcdClient, EtcdError, Snapshot, Watch
 from driver.cluster.etcd.exchange import Exchange, Link
-from driver.cluster.etcd.tls import PlainSessions, Sessions
-from driver.cluster.etcd.writer import EtcdWriter
+from driver.cluster.etcd.tls import Sessions
 from driver.cluster.ledger.codec import NODES, Scope, scope_of
 from driver.cluster.ledger.table import Entry
 from driver.wish.errors import StoreUnavailable
-from driver.wish.records import Publication, View
-from driver.wish.values import NetworkId, NodeId
+from driver.wish.records import View
+from driver.wish.values import NetworkId
+from lib.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
 _MAX_PREFIXES: Final = 100
 _MAX_BATCH: Final = 4096
-_STOP_SECONDS: Final = 3.0
+_STEADY: Final = 1.0
+"""Seconds that a connection must last for the next one to be tried at once."""
 _MEANWHILE: Final = (
-    "What runs goes on, what is new is announced later. If it lasts: the store's port (TCP 2389, or "
-    "PYOVERLAY_STORE_PORT) must be open between all nodes, the plugin enabled on every manager, "
-    "and every host's clock right: certificates expire"
+    "Running containers keep their connections; new ones are announced once the store is back. If this "
+    "lasts: the store's port (TCP 2389, or PYOVERLAY_STORE_PORT) must be open between all nodes, the plugin "
+    "enabled on every manager, and every host's clock right: certificates expire"
 )
 
 
-class EtcdControlPlane:
-    """A ControlPlane (see there) on the members that *endpoints* names at the time of asking.
-
-    They are tried in the order given, but one that has just failed last. *lease_ttl* is how
-    many seconds a host may be silent before the others see it as gone; *orphan_grace* is how
-    long its records stay in the store after that.
-    """
+class EtcdReader:
+    """Keeps the exchange's link and ledger, and tells the user of every new view."""
 
     def __init__(
-        self,
-        node: NodeId,
-        endpoints: Callable[[], Sequence[str]],
-        sessions: Sessions | None = None,
-        *,
-        lease_ttl: int = 15,
-        orphan_grace: float = 600.0,
+        self, exchange: Exchange, endpoints: Callable[[], Sequence[str]], sessions: Sessions
     ) -> None:
+        self._exchange = exchange
         self._endpoints = endpoints
-        self._sessions = sessions or PlainSessions()
-        self._exchange = Exchange(node)
-        self._publisher = EtcdWriter(self._exchange, self._sessions, lease_ttl, orphan_grace)
-        self._reader = threading.Thread(target=self._run, name="control-reader", daemon=True)
-        self._writer = threading.Thread(
-            target=self._publisher.write_until_stopped, name="control-writer", daemon=True
-        )
+        self._sessions = sessions
         self._cluster = ""
         self._revision = 0
         """The highest one seen of this cluster."""
         self._failed = ""
         self._complaints: set[str] = set()
+        self._delay = 0.0
+        self.thread = Supervised("store-reader", self._turn)
 
     def start(self, on_view: Callable[[View], None]) -> None:
-        """Begin; see ControlPlane."""
+        """Begin; *on_view* is called in the thread."""
         self._on_view = on_view
-        self._reader.start()
-        self._writer.start()
+        self.thread.start()
 
-    def publish(self, publication: Publication) -> None:
-        """Replace what this host says; see ControlPlane."""
-        self._exchange.publish(publication)
+    def _turn(self) -> float:
+        """Be connected for as long as that works; return how long to wait before the next attempt."""
+        since = time.monotonic()
+        try:
+            connected = self._try_members()
+        except Exception:  # what nobody reads on is frozen
+            self._freeze()
+            raise
+        steady = connected and time.monotonic() - since > _STEADY
+        self._delay = 0.0 if steady else min(1.0, max(0.1, 2 * self._delay))
+        return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
-    def wait_published(self, timeout: float) -> bool:
-        """Wait until the store has it; see ControlPlane."""
-        exchange = self._exchange
-        with exchange.changed:
-            exchange.changed.wait_for(lambda: exchange.link is None or exchange.settled(), timeout)
-            return exchange.link is not None and exchange.settled()
-
-    def stop(self, *, leave: bool) -> None:
-        """End within a few seconds; see ControlPlane."""
-        deadline = time.monotonic() + _STOP_SECONDS
-        if leave and self._reader.is_alive():
-            self.publish(Publication())
-            if self.wait_published(_STOP_SECONDS):
-                self._publisher.revoke()
-        link = self._exchange.link
-        self._exchange.stop()
-        for thread in (self._writer, self._reader):
-            if thread.is_alive():
-                thread.join(max(0.1, deadline - time.monotonic()))
-        if link is not None and not leave:
-            self._publisher.pause(link)
-
-    def _run(self) -> None:
-        delay = 0.0
-        while not self._exchange.stopping:
-            since = time.monotonic()
-            connected = False
-            try:
-                connected = self._round()
-            except Exception:  # a thread that ends leaves the host deaf for ever
-                log.exception("reading the store failed in a way that was not foreseen")
-                self._freeze()
-            steady = connected and time.monotonic() - since > 1.0
-            delay = 0.0 if steady else min(1.0, max(0.1, 2 * delay))
-            with self._exchange.changed:
-                self._exchange.changed.wait_for(
-                    lambda: self._exchange.stopping,
-                    delay * random.uniform(0.5, 1.0),  # noqa: S311 - no secret
-                )
-
-    def _round(self) -> bool:
+    def _try_members(self) -> bool:
         """Try every member once, until one has served us; tell whether one has."""
         urls = self._endpoints()
         if not urls:
@@ -251,8 +202,10 @@ class EtcdControlPlane:
 
     def _take_changes(self, watch: Watch, link: Link) -> None:
         batch: list[Entry] = []
-        for entries in watch:
-            batch += entries
+        changes = iter(watch)
+        while True:
+            with self.thread.waiting():
+                batch += next(changes)
             if batch and (len(batch) >= _MAX_BATCH or not watch.more()):
                 self._take(batch, link)
                 batch = []
@@ -278,8 +231,8 @@ class EtcdControlPlane:
                 return
         try:
             self._on_view(view)
-        except Exception:
-            log.exception("the view could not be used")
+        except Exception as error:  # whoever uses the views must not end them
+            self.thread.failed(error)
         with exchange.changed:
             exchange.told = view
             exchange.changed.notify_all()

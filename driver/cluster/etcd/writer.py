@@ -16,6 +16,7 @@ from driver.cluster.ledger.codec import encode_endpoint, endpoint_key, node_key
 from driver.cluster.ledger.orphans import OrphanWatch
 from driver.cluster.ledger.table import Entry
 from driver.wish.errors import StoreUnavailable
+from lib.supervised import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ _PAUSE_SECONDS: Final = 3600
 
 
 class EtcdWriter:
-    """Works until the store holds our publication; runs in a thread of its own."""
+    """Works until the store holds our publication, in a thread of its own."""
 
     def __init__(self, exchange: Exchange, sessions: Sessions, lease_ttl: int, orphan_grace: float) -> None:
         self._exchange = exchange
@@ -45,28 +46,7 @@ class EtcdWriter:
         self._refusal = ""
         self._link: Link | None = None
         self._client: EtcdClient | None = None
-
-    def write_until_stopped(self) -> None:
-        """Work until the exchange stops."""
-        while self._await_work():
-            link = self._link
-            try:
-                if link is not None:
-                    self._work(link, self._connected(link))
-            except LeaseLost as error:
-                log.warning("%s: a new one is taken", error)
-                self._set_lease(0)
-            except Refused as error:
-                self._refused(str(error))
-            except (EtcdError, StoreUnavailable) as error:
-                if link is not None:
-                    self._exchange.fail(link, str(error))
-            except Exception:  # a thread that ends leaves the host dumb for ever
-                log.exception("writing to the store failed in a way that was not foreseen")
-                self._pause_until = time.monotonic() + _REFUSED_SECONDS
-                if link is not None:
-                    self._exchange.fail(link, "see the error logged before")
-        self._disconnect()
+        self.thread = Supervised("store-writer", self._turn, at_end=self._disconnect)
 
     def pause(self, link: Link) -> None:
         """Have our node record outlive this process by an hour; called once our thread has ended.
@@ -101,8 +81,27 @@ class EtcdWriter:
         except (EtcdError, StoreUnavailable) as error:
             log.info("the lease is left to run out: %s", error)
 
-    def _await_work(self) -> bool:
-        """Wait for something to do; return False when it is time to end."""
+    def _turn(self) -> float:
+        """Wait for something to do, and do it."""
+        link = self._await_work()
+        if link is None:
+            return 0.0
+        try:
+            self._work(link, self._connected(link))
+        except LeaseLost as error:
+            log.warning("%s: a new one is taken", error)
+            self._set_lease(0)
+        except Refused as error:
+            self._refused(str(error))
+        except (EtcdError, StoreUnavailable) as error:
+            self._exchange.fail(link, str(error))
+        except Exception:
+            self._exchange.fail(link, "writing to it failed, see the error in this log")
+            raise
+        return 0.0
+
+    def _await_work(self) -> Link | None:
+        """Wait for something to do, and return where; None when it is time to end."""
         exchange = self._exchange
         with exchange.changed:
             while not exchange.stopping:
@@ -113,9 +112,10 @@ class EtcdWriter:
                     self._beat_at = 0.0
                 now = time.monotonic()
                 if link is not None and self._due(now):
-                    return True
-                exchange.changed.wait(self._patience(now) if link is not None else None)
-            return False
+                    return link
+                with self.thread.waiting():
+                    exchange.changed.wait(self._patience(now) if link is not None else None)
+            return None
 
     def _due(self, now: float) -> bool:
         if now < self._pause_until:
