@@ -11,10 +11,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from driver.wish.records import Publication, View
+from lib.supervised import Supervised
 
 
 class ControlPlane(Protocol):
     """A store shared by hosts. Every back end passes tests/cluster/test_contract.py."""
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """All threads of the back end, for those who want to know how they fare."""
 
     def start(self, on_view: Callable[[View], None]) -> None:
         """Begin; *on_view* gets every new view, in order, from one thread of the back end."""

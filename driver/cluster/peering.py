@@ -51,8 +51,8 @@ class Peering:
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """Its own thread; the control plane has others."""
-        return (self._ticker,)
+        """Its own, and the control plane's."""
+        return (self._ticker, *self._control.threads)
 
     def start(self) -> None:
         """Begin to publish and to listen."""

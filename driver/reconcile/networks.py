@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 
 from driver.kernel import Kernel
-from driver.kernel.names import NAMESPACE_PREFIX, namespace_name, place_of
 from driver.kernel.kinds import SHARED, Namespace
+from driver.kernel.names import NAMESPACE_PREFIX, namespace_name, place_of
 from driver.kernel.objects import KernelState, Key, Kind, index
 from driver.kernel.ops import Delete, Op, subject
 from driver.reconcile.adoption import adopt_kernel, withdraw

@@ -27,7 +27,7 @@ from driver.wish.values import Address, NodeId, Prefix
 from driver.wish.wish import Wish
 from ipam.disk import LeaseFile
 from ipam.manager import AddressManager
-from lib.supervised import Supervised
+from lib.supervised import Supervised, ThreadState
 from plugin.app import create_app
 from plugin.settings import Settings
 
@@ -39,6 +39,10 @@ _MODE_POLL = 0.5
 
 class Part(Protocol):
     """What runs beside the calls, in threads of its own."""
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """All of them, for those who want to know how they fare."""
 
     def start(self) -> None:
         """Begin."""
@@ -100,6 +104,11 @@ class Runtime:
         ]
         self._started = ExitStack()
 
+    @property
+    def threads(self) -> list[ThreadState]:
+        """How each thread fares."""
+        return [thread.state for part in self._parts for thread in part.threads]
+
     def start(self) -> Flask:
         """Start the parts and return the application.
 
@@ -126,6 +135,11 @@ class _Announcing:
     def __init__(self, peering: Peering, mode: Mode) -> None:
         self._peering = peering
         self._mode = mode
+
+    @property
+    def threads(self) -> tuple[Supervised, ...]:
+        """Those of the peering, the control plane's among them."""
+        return self._peering.threads
 
     def start(self) -> None:
         self._peering.start()

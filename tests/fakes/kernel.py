@@ -76,9 +76,10 @@ class FakeKernel:
         if self._read_failures:
             number = self._read_failures.pop(0)
             raise KernelError(f"cannot read {namespace}: {os.strerror(number)}", number)
-        found = {key: obj for key, obj in self.objects.items() if key.place == namespace}
         if rows is None:
-            self._news.discard(namespace)
+            self._news.discard(namespace)  # first, as the real one: what changes from here on is news
+        found = {key: obj for key, obj in self.objects.copy().items() if key.place == namespace}
+        if rows is None:
             return found
         keys = {row.key for row in rows}
         return {key: obj for key, obj in found.items() if key in keys or not isinstance(obj, Row)}

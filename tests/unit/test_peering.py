@@ -16,6 +16,7 @@ from driver.wish.records import Publication, View
 from driver.wish.state import State
 from driver.wish.values import Address
 from driver.wish.wish import Wish
+from lib.supervised import Supervised
 from tests.unit.test_peers import FULL, ME, NET, VTEP, A, B, C, record, view, where
 
 WITHOUT_A = view(record("10.0.0.1", ME), record("10.0.0.3", B), record("10.0.0.4", C), nodes=(ME, B, C))
@@ -25,6 +26,8 @@ ONLY_C = view(record("10.0.0.1", ME), record("10.0.0.4", C), nodes=(ME, C))
 
 class Plane:
     """A control plane whose views the test gives."""
+
+    threads: tuple[Supervised, ...] = ()
 
     def __init__(self) -> None:
         self.say: Callable[[View], None] = lambda _view: None
