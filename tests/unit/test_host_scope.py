@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from driver.kernel.objects import KernelObject, index
+from driver.kernel.objects import KernelObject
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.disk import MemoryDisk
 from driver.wish.model import Host
@@ -37,7 +37,8 @@ class Ground:
         self.reconciler = NetworkReconciler(self.wish, self.kernel, audit_interval=3600)
 
     def is_there(self, mtu: int | None) -> bool:
-        return self.kernel.read_place(HOST) == index([] if mtu is None else [Marker("pyomark0", mtu)])
+        """Look without reading: what a read shows is no news any more."""
+        return self.kernel.of(HOST, Marker.kind) == ([] if mtu is None else [Marker("pyomark0", mtu)])
 
     def move(self, vtep: Address | None) -> None:
         self.wish.change(lambda state: replace(state, host=replace(state.host, vtep=vtep)))
