@@ -14,11 +14,12 @@ from itertools import groupby
 from pathlib import Path
 
 from driver.kernel.kinds import KINDS, Namespace, Row
+from driver.kernel.kinds.base import SpaceObject, Together
 from driver.kernel.look import Look
 from driver.kernel.netlink import links, routes
 from driver.kernel.netlink.events import HostListener, Listener
 from driver.kernel.netlink.rows import Place
-from driver.kernel.objects import KernelState, Key, SpaceObject, Together, index
+from driver.kernel.objects import KernelState, Key, index
 from driver.kernel.ops import Delete, Op, Set, subject
 from driver.kernel.refusal import failed, failures_of, refusal
 from driver.kernel.shortcuts import filters

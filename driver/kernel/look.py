@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from driver.kernel.netlink import links
 from driver.kernel.netlink.links import Assigned, Link
 from driver.kernel.netlink.socket import Channel
-
-if TYPE_CHECKING:
-    from driver.kernel.kinds.rows import Row
+from driver.kernel.objects import KernelObject
 
 
 @dataclass
@@ -25,7 +22,7 @@ class Look:
     """Whether others can find it."""
     devices: Mapping[int, Link]
     """All that there are, by index."""
-    rows: Collection[Row] | None = None
+    rows: Collection[KernelObject] | None = None
     """Of the rows only those at these rows' places are to be read; None: all."""
 
     def ours(self, kind: str) -> list[Link]:

@@ -10,14 +10,9 @@ from the kernel alone, stands in each class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
-
-if TYPE_CHECKING:
-    from driver.kernel.look import Look
-    from driver.kernel.ops import Op
-    from driver.kernel.spaces import Spaces
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 
 class Kind(int):
@@ -46,18 +41,6 @@ class Key(NamedTuple):
     """The device, or what else the namespace calls it."""
     rest: str = ""
     """What tells it from others of that name."""
-
-
-class Together(NamedTuple):
-    """Neighbouring operations of one kind of work, in one place, are handed over as one batch.
-
-    The kernel takes thousands of rows in the time of a few, and waits once for a group of devices.
-    """
-
-    carry_out: Callable[[Spaces, str, str, list[Op]], Mapping[Key, Any]]
-    """Called with the place, the device and the operations; returns the failures by key. Raises OSError."""
-    place: str
-    device: str = ""
 
 
 class KernelObject:
@@ -145,35 +128,6 @@ class KernelObject:
     def hint(self, number: int) -> str:
         """Return what to do when the kernel refuses it with errno *number*; empty: nothing special."""
         return ""
-
-
-class SpaceObject(KernelObject):
-    """An object in a network namespace that we can reach: of a network, or the host's own."""
-
-    __slots__ = ()
-
-    is_of_host: ClassVar[bool] = False
-    """Whether objects of this kind are in the host's own namespace, rather than in networks'."""
-
-    @classmethod
-    def read(cls, look: Look) -> Iterator[KernelObject]:
-        """Yield those of this kind that are ours in a namespace; raise OSError."""
-        raise NotImplementedError
-
-    def set(self, spaces: Spaces, have: KernelObject | None) -> None:
-        """Make it exist with exactly these values; *have* is what is there now, if anything.
-
-        Raises KernelError or OSError.
-        """
-        raise NotImplementedError
-
-    def delete(self, spaces: Spaces) -> None:
-        """Remove it; one that is gone is no error. Raises KernelError or OSError."""
-        raise NotImplementedError
-
-    def together(self, *, deleting: bool) -> Together | None:
-        """Return with what it can be set, or deleted, in one go; None: alone, by `set` and `delete`."""
-        return None
 
 
 KernelState: TypeAlias = Mapping[Key, KernelObject]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from driver.kernel.kinds import KINDS, SHARED, Balancer, FdbEntry, Neighbour, Port, Shortcut, Vxlan
-from driver.kernel.objects import KernelObject, Key, Kind, SpaceObject
+from driver.kernel.kinds.base import SpaceObject
+from driver.kernel.objects import KernelObject, Key, Kind
 from driver.kernel.ops import Delete, Set
 from driver.kernel.refusal import refusal
 from driver.reconcile.drift import findings

@@ -17,13 +17,14 @@ from typing import Final
 
 from driver.kernel.kinds.address import BridgeAddress
 from driver.kernel.kinds.balancer import Balancer, Services
+from driver.kernel.kinds.base import SpaceObject
 from driver.kernel.kinds.bridge import Bridge
 from driver.kernel.kinds.namespace import Namespace
 from driver.kernel.kinds.port import Port
 from driver.kernel.kinds.rows import FLOOD_MAC, FdbEntry, Neighbour, Row
 from driver.kernel.kinds.shortcut import Shortcut
 from driver.kernel.kinds.vxlan import Vxlan
-from driver.kernel.objects import Key, Kind, SpaceObject
+from driver.kernel.objects import Key, Kind
 
 KINDS: Final[tuple[type[SpaceObject], ...]] = (
     Namespace,

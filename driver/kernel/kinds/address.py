@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from driver.kernel.kinds.base import SpaceObject
 from driver.kernel.kinds.bridge import Bridge
 from driver.kernel.kinds.devices import add_address, channel_for, existing
 from driver.kernel.look import Look
 from driver.kernel.netlink import links, messages
-from driver.kernel.objects import KernelObject, Key, Kind, SpaceObject
+from driver.kernel.objects import KernelObject, Key, Kind
 from driver.kernel.spaces import Spaces
 from driver.wish.values import Interface
 

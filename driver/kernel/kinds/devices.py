@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from driver.kernel.kinds.base import SpaceObject, Together
 from driver.kernel.kinds.namespace import Namespace
 from driver.kernel.netlink import links, messages
 from driver.kernel.netlink.links import Link
 from driver.kernel.netlink.socket import Channel
-from driver.kernel.objects import KernelObject, Key, SpaceObject, Together
+from driver.kernel.objects import KernelObject, Key
 from driver.kernel.ops import Op, subject
 from driver.kernel.refusal import absent, failures_of, foreign
 from driver.kernel.spaces import Spaces

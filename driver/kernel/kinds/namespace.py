@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from driver.kernel.kinds.base import SpaceObject
 from driver.kernel.look import Look
 from driver.kernel.netlink import links
-from driver.kernel.objects import KernelObject, Key, Kind, SpaceObject
+from driver.kernel.objects import KernelObject, Key, Kind
 from driver.kernel.spaces import Spaces
 
 

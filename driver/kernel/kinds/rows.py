@@ -10,12 +10,13 @@ from errno import EAFNOSUPPORT
 from functools import partial
 from typing import ClassVar, NamedTuple
 
+from driver.kernel.kinds.base import SpaceObject, Together
 from driver.kernel.kinds.vxlan import Vxlan
 from driver.kernel.look import Look
 from driver.kernel.netlink import links, rows
 from driver.kernel.netlink.rows import Place
 from driver.kernel.netlink.socket import Request
-from driver.kernel.objects import KernelObject, Key, Kind, SpaceObject, Together
+from driver.kernel.objects import KernelObject, Key, Kind
 from driver.kernel.ops import Op, Set, subject
 from driver.kernel.refusal import absent, failures_of
 from driver.kernel.spaces import Spaces

@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from driver.kernel.kinds.base import SpaceObject
 from driver.kernel.kinds.devices import channel_for, existing
 from driver.kernel.kinds.port import Port
 from driver.kernel.kinds.vxlan import Vxlan
 from driver.kernel.look import Look
 from driver.kernel.netlink import links
 from driver.kernel.netlink.socket import Refused
-from driver.kernel.objects import KernelObject, Key, Kind, SpaceObject
+from driver.kernel.objects import KernelObject, Key, Kind
 from driver.kernel.shortcuts import filters
 from driver.kernel.spaces import Spaces
 from driver.wish.values import Mac
