@@ -16,7 +16,7 @@ from driver.kernel.names import container_name, port_name
 from driver.pace import Pace
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.errors import BadRequest, Conflict, DriverError, KernelError, Unsupported
-from driver.wish.model import Endpoint, Network, Phase, Subnet
+from driver.wish.model import Endpoint, Network, Subnet
 from driver.wish.options import (
     REFUSED,
     NetworkOptions,
@@ -36,8 +36,8 @@ from driver.wish.state import (
     with_join,
     with_join_answered,
     with_join_undone,
+    with_leave,
     with_network,
-    with_phase,
     without_allocation,
     without_endpoint,
     without_network,
@@ -232,9 +232,7 @@ class Overlay:
             )
         log.debug("endpoint %s joins sandbox %s", endpoint_id, sandbox)
         this = object()
-        revision = self._wish.change(
-            lambda s: with_join(s, s.endpoint(network_id, endpoint_id), sandbox, this)
-        )
+        revision = self._wish.change(lambda s: with_join(s, network_id, endpoint_id, sandbox, this))
         try:
             self._reconciler.wait_applied(network_id, revision, KERNEL_DEADLINE, port_name(endpoint_id))
         except KernelError:
@@ -251,13 +249,7 @@ class Overlay:
         One that is not known, or has left, is no error.
         """
 
-        def transition(state: State) -> State:
-            known = state.endpoints.get(EndpointId(endpoint))
-            if known is None or known.phase is not Phase.JOINED:
-                return state
-            return with_phase(state, known, Phase.LEFT)
-
-        self._wish.change(transition, lasting=False)
+        self._wish.change(lambda state: with_leave(state, EndpointId(endpoint)), lasting=False)
 
     def node_discovered(self, address: Address, *, is_self: bool) -> None:
         """Learn this host's VTEP address from the engine; what it says of others is only a hint."""

@@ -45,6 +45,11 @@ class Network:
     underlay_mtu: int | None = None
     """The underlay's MTU, if the user said so; None: ask the kernel."""
     internal: bool = False
+    """Whether it has no way out, as the engine says once, at CreateNetwork.
+
+    Nothing here depends on it yet: egress is docker_gwbridge's. It stays on disk, since nobody says it again
+    and the former version does not read a network without it.
+    """
 
     def segment_of(self, address: Address) -> Segment | None:
         """Return the segment that carries *address*, or None."""
@@ -52,13 +57,11 @@ class Network:
 
 
 class Phase(Enum):
-    """How far an endpoint has come on its way into a container and out again."""
+    """What the disk keeps of an endpoint's life; `life` has the whole of it."""
 
     CREATED = "created"
     JOINED = "joined"
-    """The engine has the container end, or is about to: a vanished pair is never made anew."""
     LEFT = "left"
-    """The container end comes back to us before DeleteEndpoint; nobody may send to it."""
 
 
 @dataclass(frozen=True, slots=True)

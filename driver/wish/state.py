@@ -1,4 +1,7 @@
-"""The wish: one immutable value, and the transitions between such values. Pure."""
+"""The wish: one immutable value, and the transitions between such values. Pure.
+
+What becomes of endpoints is read from the table of their lives (`life`); here is what goes with it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from driver.wish.errors import NotFound
-from driver.wish.model import Endpoint, Host, Network, Peers, Phase
+from driver.wish.life import LIVES, Event, Life
+from driver.wish.model import Endpoint, Host, Network, Peers
 from driver.wish.records import Offer, ServiceRecord
 from driver.wish.values import Address, EndpointId, NetworkId, Vni
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+
+_LIFE_OF = {(life.phase, life.joining, life.doubtful): life for life in Life}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +38,10 @@ class State:
     doubtful: frozenset[NetworkId | EndpointId] = frozenset()
     """What nobody has shown to live: nobody shall send to it, and it holds no address and no VNI.
 
-    After a restart, endpoints that never joined and networks without one that did: the call that made
-    them, or was to remove the network, may have died with the former process, and the engine has
-    forgotten them. At any time, joined endpoints that no container has any more, and their network when
-    it has no others: an engine that was killed has forgotten its Swarm networks. Endpoints are forgotten
-    when they have been doubtful for longer than the engine repeats a call.
+    Endpoints by the table of their lives, and networks. After a restart, those without an endpoint that
+    joined: the call that made the network, or was to remove it, may have died with the former process. At
+    any time, those that have doubtful endpoints only: an engine that was killed has forgotten its Swarm
+    networks. Any call about an endpoint of a network ends the network's doubt.
     """
     peers: Peers = field(default_factory=Peers)
     services: Mapping[NetworkId, Mapping[Address, ServiceRecord]] = field(default_factory=dict)
@@ -68,9 +73,19 @@ class State:
         """Return the network's endpoints on this host, in the order in which they were made."""
         return [e for e in self.endpoints.values() if e.network == network]
 
+    def life(self, endpoint: EndpointId) -> Life:
+        """Return where an endpoint is in its life; one that is not known is absent."""
+        found = self.endpoints.get(endpoint)
+        phase = found.phase if found else None
+        return _LIFE_OF[phase, endpoint in self.joining, endpoint in self.doubtful]
+
     def receivers(self) -> list[Endpoint]:
         """Return the endpoints that others may send to."""
-        return [e for e in self.endpoints.values() if e.phase is not Phase.LEFT and e.id not in self.doubtful]
+        return [e for e in self.endpoints.values() if self.life(e.id).receives]
+
+    def present(self, network: NetworkId) -> list[Endpoint]:
+        """Return the network's endpoints that should have a port in the kernel."""
+        return [e for e in self.endpoints_of(network) if self.life(e.id).has_port]
 
     def holder(self, network: NetworkId, address: Address) -> Endpoint | None:
         """Return the local endpoint that has *address* and may still receive for it."""
@@ -88,10 +103,9 @@ def after_restart(state: State) -> State:
     An endpoint that has left is about to be deleted, and its DeleteEndpoint may have come while
     nobody was there: the engine does not say it again.
     """
-    endpoints = {k: e for k, e in state.endpoints.items() if e.phase is not Phase.LEFT}
-    joined = {k: e.network for k, e in endpoints.items() if e.phase is Phase.JOINED}
-    known: frozenset[NetworkId | EndpointId] = frozenset([*state.networks, *endpoints])
-    return replace(state, endpoints=endpoints, doubtful=known - {*joined, *joined.values()})
+    believed = _after(state, Event.RESTART, state.endpoints)
+    joined = {e.network for e in believed.endpoints.values() if e.id not in believed.doubtful}
+    return replace(believed, doubtful=believed.doubtful | (state.networks.keys() - joined))
 
 
 def with_network(state: State, network: Network) -> State:
@@ -102,14 +116,8 @@ def with_network(state: State, network: Network) -> State:
 
 def without_network(state: State, network: NetworkId) -> State:
     """Remove a network and the endpoints that nobody deleted."""
-    endpoints = {k: e for k, e in state.endpoints.items() if e.network != network}
-    return replace(
-        state,
-        networks=_without(state.networks, network),
-        endpoints=endpoints,
-        joining={k: join for k, join in state.joining.items() if k in endpoints},
-        doubtful=state.doubtful & {*state.networks, *endpoints} - {network},
-    )
+    left = _after(state, Event.NETWORK_GONE, [e.id for e in state.endpoints_of(network)])
+    return replace(left, networks=_without(state.networks, network), doubtful=left.doubtful - {network})
 
 
 def without_ghost(state: State, network: NetworkId) -> State:
@@ -118,63 +126,52 @@ def without_ghost(state: State, network: NetworkId) -> State:
 
 
 def with_endpoint(state: State, endpoint: Endpoint) -> State:
-    """Add or replace an endpoint; a replaced one counts as the newest.
+    """Add or replace an endpoint, whatever its phase says; a replaced one counts as the newest.
 
     Doubtful ones give way to whoever has one of their addresses now.
     """
-    stale = {
-        e.id
-        for e in state.endpoints_of(endpoint.network)
-        if e.id == endpoint.id or (e.id in state.doubtful and e.addresses & endpoint.addresses)
-    }
-    kept = {k: e for k, e in state.endpoints.items() if k not in stale}
-    return replace(
-        state,
-        endpoints={**kept, endpoint.id: endpoint},
-        joining=_without(state.joining, endpoint.id),
-        doubtful=state.doubtful - {*stale, endpoint.id, endpoint.network},
-    )
+    others = [e for e in state.endpoints_of(endpoint.network) if e.id != endpoint.id]
+    rivals = [e.id for e in others if e.addresses & endpoint.addresses]
+    lives = _following(state, Event.ADDRESS_TAKEN, rivals) | _following(state, Event.CREATE, [endpoint.id])
+    endpoints = {**_without(state.endpoints, endpoint.id), endpoint.id: endpoint}
+    doubtful = state.doubtful - {endpoint.network}
+    return _with_lives(replace(state, endpoints=endpoints, doubtful=doubtful), lives)
 
 
 def without_endpoint(state: State, endpoint: EndpointId) -> State:
     """Remove an endpoint."""
+    return _after(state, Event.DELETE, [endpoint])
+
+
+def with_join(state: State, network: NetworkId, endpoint: EndpointId, sandbox: str, join: object) -> State:
+    """Have an endpoint join *sandbox*: it gets a new port and is not gone until *join* has ended.
+
+    Raises NotFound.
+    """
+    state.endpoint(network, endpoint)
+    joining = _after(state, Event.JOIN, [endpoint])
+    placed = replace(joining.endpoints[endpoint], sandbox=sandbox)
     return replace(
-        state,
-        endpoints=_without(state.endpoints, endpoint),
-        joining=_without(state.joining, endpoint),
-        doubtful=state.doubtful - {endpoint},
-    )
-
-
-def with_phase(state: State, endpoint: Endpoint, phase: Phase) -> State:
-    """Move an endpoint to another phase."""
-    moved = {**state.endpoints, endpoint.id: replace(endpoint, phase=phase)}
-    return replace(state, endpoints=moved, joining=_without(state.joining, endpoint.id))
-
-
-def with_join(state: State, endpoint: Endpoint, sandbox: str, join: object) -> State:
-    """Have an endpoint join *sandbox*: it gets a new port and is not gone until *join* has ended."""
-    joined = replace(endpoint, phase=Phase.JOINED, sandbox=sandbox)
-    return replace(
-        state,
-        endpoints={**state.endpoints, endpoint.id: joined},
-        joining={**state.joining, endpoint.id: join},
-        doubtful=state.doubtful - {endpoint.id, endpoint.network},
+        joining,
+        endpoints={**joining.endpoints, endpoint: placed},
+        joining={**joining.joining, endpoint: join},
+        doubtful=joining.doubtful - {network},
     )
 
 
 def with_join_answered(state: State, endpoint: EndpointId, join: object) -> State:
     """Note that the engine has the veth pair; nothing changes when *join* is not what waits for it."""
-    if state.joining.get(endpoint) is not join:
-        return state
-    return replace(state, joining=_without(state.joining, endpoint))
+    return _after(state, Event.ANSWERED, [endpoint]) if state.joining.get(endpoint) is join else state
 
 
 def with_join_undone(state: State, endpoint: EndpointId, join: object) -> State:
     """Take back what *join* has asked for; nothing changes when it is not what waits for the endpoint."""
-    if state.joining.get(endpoint) is not join:
-        return state
-    return with_phase(state, state.endpoints[endpoint], Phase.CREATED)
+    return _after(state, Event.UNDONE, [endpoint]) if state.joining.get(endpoint) is join else state
+
+
+def with_leave(state: State, endpoint: EndpointId) -> State:
+    """Take an endpoint out of service."""
+    return _after(state, Event.LEAVE, [endpoint])
 
 
 def with_doubt(state: State, endpoints: Iterable[EndpointId]) -> State:
@@ -182,20 +179,17 @@ def with_doubt(state: State, endpoints: Iterable[EndpointId]) -> State:
 
     Those that are not joined by now are left out.
     """
-    known = [state.endpoints[endpoint] for endpoint in endpoints if endpoint in state.endpoints]
-    gone = {e.id: e.network for e in known if e.phase is Phase.JOINED and e.id not in state.joining}
-    left = {e.network for e in state.endpoints.values() if e.id not in state.doubtful | gone.keys()}
-    return replace(state, doubtful=state.doubtful | gone.keys() | (set(gone.values()) - left))
+    vanished = set(endpoints)
+    doubted = _after(state, Event.VANISHED, vanished)
+    lost = {id_ for id_ in vanished if doubted.life(id_) is Life.JOINED_DOUBTFUL}
+    emptier = {e.network for e in doubted.endpoints.values() if e.id in lost}
+    inhabited = {e.network for e in doubted.endpoints.values() if e.id not in doubted.doubtful}
+    return replace(doubted, doubtful=doubted.doubtful | (emptier - inhabited))
 
 
 def without_doubtful(state: State, endpoints: Iterable[EndpointId]) -> State:
     """Remove those of *endpoints* that are doubtful still."""
-    gone = state.doubtful & set(endpoints)
-    return replace(
-        state,
-        endpoints={k: e for k, e in state.endpoints.items() if k not in gone},
-        doubtful=state.doubtful - gone,
-    )
+    return _after(state, Event.FORGOTTEN, endpoints)
 
 
 def with_allocation(state: State, network: NetworkId, vnis: tuple[Vni, ...]) -> State:
@@ -215,6 +209,34 @@ def vnis_in_use(state: State, *, besides: NetworkId, doubtful: bool = True) -> s
     others = (n for n in state.networks.values() if n.id != besides)
     known = (n for n in others if doubtful or n.id not in state.doubtful)
     return {*allocated, *(s.vni for n in known for s in n.segments)}
+
+
+def _after(state: State, event: Event, endpoints: Iterable[EndpointId]) -> State:
+    """Return the state after *event* has happened to each of *endpoints*."""
+    return _with_lives(state, _following(state, event, endpoints))
+
+
+def _following(state: State, event: Event, endpoints: Iterable[EndpointId]) -> dict[EndpointId, Life]:
+    """Look up the lives that follow. Callers have refused what is not in the table."""
+    return {endpoint: LIVES[event][state.life(endpoint)] for endpoint in endpoints}
+
+
+def _with_lives(state: State, lives: Mapping[EndpointId, Life]) -> State:
+    """Give endpoints these lives; a map in which nothing changes stays the object that it was."""
+    endpoints: dict[EndpointId, Endpoint] = {}
+    for id_, endpoint in state.endpoints.items():
+        phase = lives[id_].phase if id_ in lives else endpoint.phase
+        if phase is not None:
+            endpoints[id_] = endpoint if phase is endpoint.phase else replace(endpoint, phase=phase)
+    joining = {id_: join for id_, join in state.joining.items() if id_ not in lives or lives[id_].joining}
+    doubtful = state.doubtful.difference(lives) | {id_ for id_, life in lives.items() if life.doubtful}
+    after = replace(
+        state,
+        endpoints=state.endpoints if endpoints == state.endpoints else endpoints,
+        joining=state.joining if joining == state.joining else joining,
+        doubtful=doubtful,
+    )
+    return state if after == state else after
 
 
 def _without(mapping: Mapping[_K, _V], key: _K) -> dict[_K, _V]:

@@ -13,8 +13,7 @@ import pytest
 from driver.kernel.kinds import Balancer, Services
 from driver.reconcile.sandboxes import SandboxReconciler
 from driver.wish.disk import MemoryDisk
-from driver.wish.model import Phase
-from driver.wish.state import State, with_endpoint, with_phase, without_endpoint
+from driver.wish.state import State, with_endpoint, with_join, with_leave, without_endpoint
 from driver.wish.values import EndpointId
 from driver.wish.wish import Wish
 from tests.fakes.sandboxes import FakeSandboxes
@@ -65,7 +64,7 @@ def test_every_container_gets_the_table_and_each_change(world: World) -> None:
     assert soon(lambda: world.of(BOX1) == world.of(BOX2) == {VIP: (at(1), at(11))})
     world.say(1, 2, 11)
     assert world.of(BOX2) == {VIP: (at(1), at(2), at(11))}
-    world.update(lambda s: with_phase(s, s.endpoints[EndpointId("e2")], Phase.LEFT))
+    world.update(lambda s: with_leave(s, EndpointId("e2")))
     assert world.of(BOX1) == {VIP: (at(1), at(11))}
     assert world.kernel.services(BOX2) == {}
 
@@ -73,13 +72,14 @@ def test_every_container_gets_the_table_and_each_change(world: World) -> None:
 def test_what_has_not_changed_is_not_written(world: World) -> None:
     world.say(1, 2, 11)
     world.kernel.applied.clear()
-    world.update(lambda s: with_endpoint(s, endpoint(3, Phase.CREATED)))
+    world.update(lambda s: with_endpoint(s, endpoint(3)))
     time.sleep(0.5)
     assert world.kernel.applied == []
 
 
 def test_a_namespace_that_comes_late_is_filled_at_once(world: World) -> None:
-    world.update(lambda s: with_endpoint(s, endpoint(3)))
+    new = endpoint(3)
+    world.update(lambda s: with_join(with_endpoint(s, new), NET, new.id, new.sandbox, "a Join"))
     world.say(1, 11)
     time.sleep(0.3)
     began = time.monotonic()
