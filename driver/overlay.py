@@ -8,12 +8,12 @@ the engine retries, replays and forgets (moby libnetwork/drivers/remote/driver.g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from driver.cluster.peering import Peering
 from driver.kernel.names import container_name, port_name
-from driver.pace import Pace
+from driver.mode import Mode
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.errors import BadRequest, Conflict, DriverError, KernelError, Unsupported
 from driver.wish.model import Endpoint, Network, Subnet
@@ -50,7 +50,6 @@ from driver.wish.values import (
     Mac,
     NetworkId,
     Prefix,
-    is_of_one_host,
     mac_of,
     parse_id,
 )
@@ -62,13 +61,6 @@ KERNEL_DEADLINE = 8.0
 """Seconds that a call waits for the kernel work that it asked for."""
 ANNOUNCE_BUDGET = 2.0
 """Seconds that a Join waits until every host can know of the container; then it goes on without."""
-NETWORK_PACE = 0.2, 1.0, 10.0
-"""Seconds between two answers to CreateNetwork in a Swarm, at least and at most; what one waits at most.
-
-The engine joins the network's gossip upon each. Of engines up to 28, one that asks another for two networks
-at once, or is asked by that one meanwhile, misses an answer and hangs for 30 s: longer than the start of a
-container may take (moby#52862).
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +87,23 @@ class Overlay:
         wish: Wish,
         reconciler: NetworkReconciler,
         peering: Peering,
+        mode: Mode,
         *,
-        scope: str,
-        right_scope: Callable[[], str] | None = None,
         default_port: int = VXLAN_PORT,
         fixed_vtep: bool = False,
     ) -> None:
-        """*scope* is ``global`` in a Swarm, else ``local``: what the engine was told once.
-
-        *right_scope* says what it would be told now. With *fixed_vtep* the engine's announcements
-        of this host's address are ignored.
-        """
-        self.scope = scope
-        self._right_scope = right_scope or (lambda: scope)
+        """With *fixed_vtep* the engine's announcements of this host's address are ignored."""
         self._wish = wish
         self._reconciler = reconciler
         self._peering = peering
+        self._mode = mode
         self._default_port = default_port
         self._fixed_vtep = fixed_vtep
-        self._pace = Pace(*NETWORK_PACE) if scope == "global" else None
+
+    @property
+    def scope(self) -> str:
+        """How far networks reach, as the engine is told."""
+        return self._mode.scope
 
     def allocate_network(
         self, network: str, options: Mapping[str, str], subnets: Sequence[Subnet]
@@ -140,7 +130,7 @@ class Overlay:
 
     def check_network(self, options: Mapping[str, str]) -> None:
         """Refuse bad options before anything has been made (GwAllocCheck, Engine 28 and newer)."""
-        self._check_scope()
+        self._check_mode()
         self._parse(options)
 
     def create_network(
@@ -151,17 +141,16 @@ class Overlay:
         The same network again, changed or not, replaces the record: after an unclean stop
         the engine creates Swarm networks anew without having deleted them.
         """
-        self._check_scope()
+        self._check_mode()
         network_id = NetworkId(parse_id("NetworkID", network))
-        self._check_maker(network_id)
+        self._mode.check_maker(self._wish.state, network_id)
         parsed = self._parse(options)
-        check_subnets(subnets, swarm=self.scope == "global")
+        self._mode.check_subnets(subnets)
         groups = segments_of(subnets)
 
         def transition(state: State) -> State:
-            # A network that the engine has forgotten must not hold a VNI that the user asks for.
-            used = vnis_in_use(state, besides=network_id, doubtful=not parsed.vnis)
-            vnis = choose_vnis(network_id, parsed.vnis, len(groups), used if self.scope == "local" else ())
+            taken = self._mode.taken_vnis(state, network_id, asked=bool(parsed.vnis))
+            vnis = choose_vnis(network_id, parsed.vnis, len(groups), taken)
             segments = build_segments(vnis, groups)
             return with_network(
                 state,
@@ -169,8 +158,7 @@ class Overlay:
             )
 
         self._wish.change(transition)
-        if self._pace:
-            self._pace.await_turn()
+        self._mode.await_turn()
 
     def delete_network(self, network: str) -> None:
         """Forget a network and all of it in the kernel; an unknown one is no error."""
@@ -200,8 +188,7 @@ class Overlay:
         def transition(state: State) -> State:
             known = state.network(network_id)
             _check_addresses(known, interfaces)
-            if self.scope == "local":
-                _check_free(state, network_id, endpoint_id, interfaces)
+            self._check_free(state, network_id, endpoint_id, interfaces)
             return with_endpoint(state, Endpoint(endpoint_id, network_id, tuple(interfaces), chosen))
 
         self._wish.change(transition)
@@ -225,11 +212,7 @@ class Overlay:
         state = self._wish.state
         known = state.network(network_id)
         joined = state.endpoint(network_id, endpoint_id)
-        if self.scope == "global" and state.host.vtep is None:
-            raise Unsupported(
-                "the VTEP address of this host is not known: the engine announces it while the node is in a "
-                "Swarm; wait for it, or set PYOVERLAY_VTEP to one of the host's addresses"
-            )
+        self._mode.check_host(state.host)
         log.debug("endpoint %s joins sandbox %s", endpoint_id, sandbox)
         this = object()
         revision = self._wish.change(lambda s: with_join(s, network_id, endpoint_id, sandbox, this))
@@ -262,39 +245,33 @@ class Overlay:
         log.info("the engine says that node %s is gone; the control plane decides", address)
 
     def in_use(self, prefix: Prefix, address: Address) -> bool:
-        """Return whether a container of this host has *address* in a network with subnet *prefix*.
-
-        In a Swarm the leader decides who has an address, and after an unclean stop of the engine
-        records of dead containers remain: there the answer is always no.
-        """
-        if self.scope == "global":
-            return False
+        """Return whether a container keeps *address* from others in a network with subnet *prefix*."""
         state = self._wish.state
         return any(
-            subnet.prefix == prefix and state.holder(network.id, address) is not None
+            subnet.prefix == prefix and self._mode.holder(state, network.id, address) is not None
             for network in state.networks.values()
             for segment in network.segments
             for subnet in segment.subnets
         )
 
-    def _check_scope(self) -> None:
+    def _check_mode(self) -> None:
         """Refuse networks in the seconds between `docker swarm join` or `leave` and our own restart."""
-        if self._right_scope() != self.scope:
+        if not self._mode.lasts():
             raise Unsupported(
-                f"this host has just {'left' if self.scope == 'global' else 'joined'} a Swarm and the plugin "
-                "starts anew for it: try again in a few seconds"
+                f"this host has just {self._mode.end} and the plugin restarts for that: "
+                "try again in a few seconds"
             )
 
-    def _check_maker(self, network: NetworkId) -> None:
-        """Refuse what an engine makes alone because it has not asked yet who makes networks in a Swarm.
-
-        It asks a second or two after our start. Networks from before the Swarm are known.
-        """
-        if self.scope == "global" and is_of_one_host(network) and network not in self._wish.state.networks:
-            raise Unsupported(
-                f"network {network[:12]}: this host has just joined a Swarm, and its engine would make the "
-                "network for this host alone: try again in a few seconds, on a manager"
-            )
+    def _check_free(
+        self, state: State, network: NetworkId, endpoint: EndpointId, interfaces: Sequence[Interface]
+    ) -> None:
+        for interface in interfaces:
+            holder = self._mode.holder(state, network, interface.ip)
+            if holder is not None and holder.id != endpoint:
+                raise Conflict(
+                    f"address {interface.ip} is used by endpoint {holder.id[:12]} of the same network: "
+                    "choose another"
+                )
 
     def _parse(self, options: Mapping[str, str]) -> NetworkOptions:
         if REFUSED in options:
@@ -343,18 +320,6 @@ def _check_addresses(network: Network, interfaces: Sequence[Interface]) -> None:
             subnets = ", ".join(str(s.prefix) for seg in network.segments for s in seg.subnets)
             raise BadRequest.field(
                 "Interface.Address", str(interface), f"the network's subnets are {subnets}"
-            )
-
-
-def _check_free(
-    state: State, network: NetworkId, endpoint: EndpointId, interfaces: Sequence[Interface]
-) -> None:
-    for interface in interfaces:
-        holder = state.holder(network, interface.ip)
-        if holder is not None and holder.id != endpoint:
-            raise Conflict(
-                f"address {interface.ip} is used by endpoint {holder.id[:12]} of the same network: "
-                "choose another"
             )
 
 

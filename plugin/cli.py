@@ -63,9 +63,9 @@ def _serve(environ: dict[str, str]) -> NoReturn:
 
 
 def _make_runtime(chosen: settings.Settings, restart: server.Restart) -> server.Runtime:
-    from plugin.wiring import Runtime  # noqa: PLC0415 -- after the socket is there
+    from plugin.wiring import make_runtime  # noqa: PLC0415 -- after the socket is there
 
-    return Runtime(chosen, restart)
+    return make_runtime(chosen, restart)
 
 
 def _refuse(*problems: str) -> NoReturn:

@@ -75,13 +75,16 @@ class SocketInUse(Exception):
 
 
 class Runtime(Protocol):
-    """What the worker runs. `stop` is called if `start` was, whether or not that succeeded."""
+    """What the worker runs. `stop` is called if `start` was, even if that failed."""
 
     def start(self) -> Flask:
         """Start everything and return the application."""
 
     def stop(self) -> None:
-        """Stop everything that `start` started; called once, from the main thread."""
+        """Stop what `start` has started, which after a failure is only a part.
+
+        Called once, from the main thread.
+        """
 
 
 MakeRuntime: TypeAlias = Callable[[Settings, Restart], Runtime]

@@ -125,6 +125,17 @@ class Settings(BaseModel):
         """Whether this is the managed plugin: only its image has the host's /run in that place."""
         return self.run_dir == _PLUGIN_RUN_DIR
 
+    @property
+    def in_swarm(self) -> bool:
+        """Whether the host is in a Swarm now, unless the user decided.
+
+        The engine starts its plugins before its API is up, so it is the Swarm's folder that tells:
+        docker-state.json is there while the node is, or wants to be, in a Swarm (moby daemon/cluster).
+        """
+        if self.scope != "auto":
+            return self.scope == "global"
+        return self.managed and (self.swarm_dir / "docker-state.json").exists()
+
     def host_path(self, path: str) -> Path:
         """Return where this process sees a path of the host's that is below /run."""
         below = path.removeprefix("/var")

@@ -18,7 +18,7 @@ from driver.kernel.objects import KernelState, Key
 from driver.kernel.ops import Op
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
-from driver.wish.values import Address, Prefix
+from driver.wish.values import Address
 
 if TYPE_CHECKING:
     from driver.kernel.kinds import Row
@@ -64,12 +64,6 @@ class Kernel(Protocol):
         showed, and HOST when the underlay may be. Each change is told once. What apply did is no
         news after a read of it that follows; nor is what is not ours, nor what containers' traffic does.
         """
-
-    def default_source(self) -> Address | None:
-        """The host's address towards the default route; None when it has no such route."""
-
-    def routes(self) -> Collection[Prefix]:
-        """Prefixes that the host itself has routes to, without default routes."""
 
     def close(self) -> None:
         """Give back sockets and descriptors; the kernel objects stay."""

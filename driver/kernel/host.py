@@ -25,7 +25,7 @@ from driver.kernel.shortcuts import filters
 from driver.kernel.spaces import Space, Spaces
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
-from driver.wish.values import HOST, Address, Prefix
+from driver.wish.values import HOST, Address
 
 log = logging.getLogger(__name__)
 
@@ -102,14 +102,6 @@ class NetlinkKernel:
         found = routes.device(self._spaces.host, vtep)
         self._host_listener.expect(found)
         return Underlay(found.name, found.mtu) if found else None
-
-    def default_source(self) -> Address | None:
-        """The host's address towards the default route; None when it has no such route."""
-        return routes.default_source(self._spaces.host)
-
-    def routes(self) -> Collection[Prefix]:
-        """Prefixes that the host itself has routes to, without default routes."""
-        return routes.routes(self._spaces.host)
 
     def await_news(self, timeout: float, wake: int) -> Collection[str]:
         """Wait for news of what was read. See the Protocol."""

@@ -12,6 +12,7 @@ import pytest
 
 from driver.cluster.memory import MemoryControlPlane
 from driver.cluster.peering import Peering
+from driver.mode import Alone, InSwarm, Mode
 from driver.overlay import Overlay
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.disk import MemoryDisk
@@ -33,7 +34,7 @@ FOREIGN = ("foo", "rec.vni", "color", "x", "a")
 class Program:
     """Everything but the process and the kernel."""
 
-    def __init__(self, folder: Path, scope: str) -> None:
+    def __init__(self, folder: Path, mode: Mode) -> None:
         vtep = ip_address("192.0.2.1")
         self.wish = Wish(MemoryDisk(State(Host(NodeId("node"), vtep))))
         self.kernel = FakeKernel()
@@ -43,7 +44,7 @@ class Program:
         self.reconciler = NetworkReconciler(self.wish, self.kernel)
         self.peering = Peering(self.wish, MemoryControlPlane(NodeId("node")))
         # The recorded hosts' addresses are announced in the recordings; one VTEP serves them all here.
-        self.overlay = Overlay(self.wish, self.reconciler, self.peering, scope=scope, fixed_vtep=True)
+        self.overlay = Overlay(self.wish, self.reconciler, self.peering, mode, fixed_vtep=True)
         self.ipam = AddressManager(LeaseFile(folder / "ipam.json"), tuple, self.overlay.in_use)
         self.reconciler.start()
         self.peering.start()
@@ -62,7 +63,7 @@ class Program:
 
 @pytest.fixture
 def program(tmp_path: Path, path: Path) -> Iterator[Program]:
-    program = Program(tmp_path, "local" if "standalone" in path.stem else "global")
+    program = Program(tmp_path, Alone() if "standalone" in path.stem else InSwarm())
     yield program
     program.stop()
 

@@ -30,7 +30,7 @@ from driver.kernel.objects import KernelObject, KernelState, Key, Kind
 from driver.kernel.ops import Op, Set
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
-from driver.wish.values import HOST, Address, Mac, Prefix, Vni
+from driver.wish.values import HOST, Address, Mac, Vni
 
 _T = TypeVar("_T", Namespace, Bridge, BridgeAddress, Vxlan, Port, FdbEntry, Neighbour, Shortcut)
 
@@ -55,8 +55,6 @@ class FakeKernel:
         self.applied: list[Op] = []
         self.underlays: dict[Address | None, Underlay] = {}
         """Use move_underlay for a change that the driver is to hear of."""
-        self.source: Address | None = None
-        self.host_routes: frozenset[Prefix] = frozenset()
         self.closed = False
         self.shortcuts = True
         self._failures: list[tuple[Kind, int]] = []
@@ -115,12 +113,6 @@ class FakeKernel:
         self._wake = None
         told, self._news = self._news, set()
         return told
-
-    def default_source(self) -> Address | None:
-        return self.source
-
-    def routes(self) -> Collection[Prefix]:
-        return self.host_routes
 
     def close(self) -> None:
         self.closed = True

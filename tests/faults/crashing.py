@@ -21,9 +21,8 @@ from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
+from unittest.mock import ANY, patch
 
-import plugin.wiring
 from driver.cluster.ledger.codec import ROOT, encode_endpoint, encode_node, endpoint_key, node_key
 from driver.kernel import netns
 from driver.reconcile.networks import NetworkReconciler
@@ -33,7 +32,7 @@ from driver.wish.records import EndpointRecord, NodeRecord
 from driver.wish.state import State
 from driver.wish.values import EndpointId, Mac, NetworkId, NodeId
 from plugin.settings import Settings, load
-from plugin.wiring import Runtime
+from plugin.wiring import make_runtime, runtime
 from tests.cluster.harness import EtcdMember, b64, start_members
 from tests.faults.points import KILLED, Points
 from tests.faults.story import (
@@ -102,7 +101,7 @@ class Life:
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self.runtime = Runtime(trial.settings(), sys.exit)
+        self.runtime = make_runtime(trial.settings(), sys.exit)
         self.client = self.runtime.start().test_client()
 
     def do(self, step: Step) -> str:
@@ -114,11 +113,11 @@ class Life:
 
     def settle(self) -> None:
         """Wait until what was said last is done, here and in the store."""
-        _, revision = self.runtime._wish.snapshot()
-        for network in list(self.runtime._wish.state.networks):
-            self.runtime._networks.wait_applied(network, revision, 10)
+        _, revision = self.runtime.wish.snapshot()
+        for network in list(self.runtime.wish.state.networks):
+            self.runtime.networks.wait_applied(network, revision, 10)
         deadline = time.monotonic() + 5
-        while not self.runtime._peering.wait_published(1) and time.monotonic() < deadline:
+        while not self.runtime.peering.wait_published(1) and time.monotonic() < deadline:
             time.sleep(0.01)  # it answers at once while there is no connection yet
 
 
@@ -300,7 +299,7 @@ def main(arguments: Sequence[str]) -> int:
     subprocess.run("ip link add eth0 type bridge; ip link set eth0 up", shell=True, check=True)
     subprocess.run(["ip", "address", "add", f"{VTEP}/24", "dev", "eth0"], check=True)
     # The audit is what notices what no call tells of.
-    setattr(plugin.wiring, "Engine", partial(NetworkReconciler, audit_interval=0.3))  # noqa: B010 -- not exported
+    patch.object(runtime, "NetworkReconciler", partial(NetworkReconciler, audit_interval=0.3)).start()
     bench = Bench(Path(etcd), Path(folder), beside="beside" in names)
     bad = 0
     try:

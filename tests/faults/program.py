@@ -17,6 +17,7 @@ from driver.kernel import Kernel
 from driver.kernel.host import NetlinkKernel
 from driver.kernel.names import namespace_name
 from driver.kernel.objects import KernelState
+from driver.mode import Alone
 from driver.overlay import Overlay
 from driver.reconcile.desired import desired
 from driver.reconcile.networks import NetworkReconciler
@@ -101,7 +102,7 @@ class Program:
         self.reconciler = NetworkReconciler(self.wish, ground.kernel)
         control = control or MemoryControlPlane(NodeId("node"), self.cluster)
         self.peering = Peering(self.wish, control)
-        self.overlay = Overlay(self.wish, self.reconciler, self.peering, scope="local")
+        self.overlay = Overlay(self.wish, self.reconciler, self.peering, Alone())
         self.ipam = AddressManager(LeaseFile(folder / "ipam.json"), tuple, self.overlay.in_use)
         self.reconciler.start()
         self.peering.start()

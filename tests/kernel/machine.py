@@ -16,6 +16,7 @@ from driver.cluster.peering import Peering
 from driver.kernel import netns
 from driver.kernel.balancers.sandboxes import NetlinkSandboxes
 from driver.kernel.names import container_name
+from driver.mode import InSwarm
 from driver.overlay import Overlay
 from driver.reconcile.networks import NetworkReconciler
 from driver.reconcile.sandboxes import SandboxReconciler
@@ -42,7 +43,7 @@ class Machine:
             self.wish, NetlinkSandboxes(), wait_rows=self.reconciler.wait_tried, audit_interval=0.2
         )
         self.peering = Peering(self.wish, MemoryControlPlane(self.wish.state.host.id, cluster))
-        self.overlay = Overlay(self.wish, self.reconciler, self.peering, scope="global")
+        self.overlay = Overlay(self.wish, self.reconciler, self.peering, InSwarm())
         self.containers: list[Space] = []
 
     def start(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from driver.kernel.host import NetlinkKernel
 from driver.kernel.kinds import Bridge, BridgeAddress, FdbEntry, Namespace, Neighbour, Port, Vxlan
+from driver.kernel.netlink import routes
 from driver.kernel.netlink.socket import Channel, Refused
 from driver.kernel.objects import KernelObject, Key
 from driver.kernel.ops import Delete, Set
@@ -296,7 +297,7 @@ def test_routes_are_the_hosts_own(host: Host) -> None:
         "ip route add blackhole 203.0.113.0/24; ip route add 10.9.0.0/16 dev up0 table 77;"
         "ip -6 route add default via 2001:db8::fe"
     )
-    assert set(host.kernel.routes()) == {
+    assert set(host.inside(routes.routes)) == {
         ip_network(text)
         for text in (
             "192.0.2.0/24",
@@ -312,7 +313,7 @@ def test_routes_are_the_hosts_own(host: Host) -> None:
 
 def test_the_underlay_is_the_device_of_the_address_or_of_the_default_route(host: Host) -> None:
     assert host.kernel.underlay(None) is None
-    assert host.kernel.default_source() is None
+    assert host.inside(routes.default_source) is None
     host.run(
         "for i in 0 1; do ip link add up$i type veth peer name x$i; done;"
         "for i in up0 x0 up1 x1; do ip link set $i up; done;"
@@ -325,7 +326,7 @@ def test_the_underlay_is_the_device_of_the_address_or_of_the_default_route(host:
     assert host.kernel.underlay(ip_address("10.0.0.1")) == Underlay("up1", 9000)
     assert host.kernel.underlay(ip_address("198.51.100.1")) == Underlay("up0", 1400)
     assert host.kernel.underlay(ip_address("10.0.0.77")) is None
-    assert host.kernel.default_source() == ip_address("192.0.2.1")
+    assert host.inside(routes.default_source) == ip_address("192.0.2.1")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_the_default_source_is_what_a_connection_would_have(host: Host, route: s
         "ip address add 192.0.2.1/24 dev up0; ip address add 192.0.2.7/24 dev up0;"
         f"ip address add 2001:db8::1/64 dev up0 nodad; {route}"
     )
-    assert host.kernel.default_source() == ip_address(source)
+    assert host.inside(routes.default_source) == ip_address(source)
 
 
 def test_an_interrupted_dump_is_read_again(host: Host, space: Space) -> None:

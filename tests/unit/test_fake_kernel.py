@@ -19,7 +19,7 @@ OTHER = ip_address("192.0.2.2")
 
 def test_it_is_a_kernel() -> None:
     kernel: Kernel = FakeKernel()
-    assert kernel.routes() == frozenset()
+    assert kernel.namespaces() == []
 
 
 def test_a_frame_goes_where_its_address_lives() -> None:

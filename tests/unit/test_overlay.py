@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -30,6 +30,7 @@ from driver.kernel.kinds import (
 from driver.kernel.names import container_name, namespace_name, port_name
 from driver.kernel.objects import KernelState
 from driver.kernel.ops import Set
+from driver.mode import Alone, InSwarm, Mode
 from driver.overlay import Overlay, Route
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.disk import MemoryDisk
@@ -51,13 +52,13 @@ EP2 = "c7d39e386b757474db70f29e3c769d374ac77bfa0e3be0f78e87cb6838a5ff83"
 class Node:
     """A host: the whole driver on a fake kernel."""
 
-    def __init__(self, number: int, cluster: MemoryStore, scope: str = "global") -> None:
+    def __init__(self, number: int, cluster: MemoryStore, mode: Callable[[], Mode] = InSwarm) -> None:
         state = State(Host(NodeId(f"node{number}"), ip_address(f"192.0.2.{number}")))
         self.disk = MemoryDisk(state)
         self.kernel = FakeKernel()
         self.kernel.underlays = {state.host.vtep: UNDERLAY, ip_address("192.0.2.99"): UNDERLAY}
         self.cluster = cluster
-        self.scope = scope
+        self.mode = mode
         self.audit_interval = 60.0
         self.begin()
 
@@ -65,7 +66,7 @@ class Node:
         self.wish = Wish(self.disk)
         self.reconciler = NetworkReconciler(self.wish, self.kernel, audit_interval=self.audit_interval)
         self.peering = Peering(self.wish, MemoryControlPlane(self.wish.state.host.id, self.cluster))
-        self.overlay = Overlay(self.wish, self.reconciler, self.peering, scope=self.scope)
+        self.overlay = Overlay(self.wish, self.reconciler, self.peering, self.mode())
         self.reconciler.start()
         self.peering.start()
 
@@ -324,7 +325,7 @@ def test_addresses_outside_of_the_network_are_refused(nodes: list[Node]) -> None
 
 
 def test_a_live_duplicate_address_is_refused_outside_of_a_swarm(cluster: MemoryStore) -> None:
-    node = Node(1, cluster, scope="local")
+    node = Node(1, cluster, Alone)
     try:
         node.create()
         node.attach(EP, "10.62.0.4")
@@ -384,7 +385,7 @@ def test_what_other_nodes_announce_of_themselves_is_only_a_hint(nodes: list[Node
 
 def test_networks_wait_while_the_scope_is_about_to_change(nodes: list[Node]) -> None:
     node = nodes[0]
-    service = Overlay(node.wish, node.reconciler, node.peering, scope="local", right_scope=lambda: "global")
+    service = Overlay(node.wish, node.reconciler, node.peering, Alone(lasts=lambda: False))
     with pytest.raises(Unsupported, match=r"joined a Swarm.*try again"):
         service.check_network({})
     with pytest.raises(Unsupported, match=r"joined a Swarm.*try again"):
@@ -396,7 +397,7 @@ def test_a_network_that_an_engine_makes_alone_is_refused_in_a_swarm_unless_it_is
 ) -> None:
     node = nodes[0]
     alone, old = "a1" * 32, "b2" * 32
-    before = Overlay(node.wish, node.reconciler, node.peering, scope="local")
+    before = Overlay(node.wish, node.reconciler, node.peering, Alone())
     before.create_network(old, {}, SUBNETS, internal=False)
     node.create(network=old)
     with pytest.raises(Unsupported, match=r"network a1a1a1a1a1a1.*for this host alone: try again"):

@@ -12,6 +12,7 @@ import pytest
 from driver.cluster.memory import MemoryStore
 from driver.kernel.kinds import Namespace, Port
 from driver.kernel.names import container_name, port_name
+from driver.mode import Alone
 from driver.wish.errors import Conflict
 from driver.wish.options import REFUSED
 from driver.wish.values import EndpointId, NetworkId
@@ -27,7 +28,7 @@ def cluster() -> MemoryStore:
 
 @pytest.fixture
 def node(cluster: MemoryStore) -> Iterator[Node]:
-    made = Node(1, cluster, scope="local")
+    made = Node(1, cluster, Alone)
     yield made
     made.end()
 

@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -58,21 +59,26 @@ def device(host: Channel, vtep: Address | None) -> Link | None:
     return found
 
 
-def default_source(host: Channel) -> Address | None:
-    """Return the host's address towards the default route; None without one. Raises KernelError."""
+def default_source() -> Address | None:
+    """Return the host's address towards the default route; None without one. Raises KernelError.
+
+    "The host" is the calling thread's namespace, for `routes` as well: each opens a channel to ask.
+    """
     try:
-        route = _default(host)
-        if route is None:
-            return None
-        return route.source or _source_towards(host, route) or _address_on(host, route)
+        with closing(Channel.here()) as host:
+            route = _default(host)
+            if route is None:
+                return None
+            return route.source or _source_towards(host, route) or _address_on(host, route)
     except OSError as failure:
         raise _unreadable(failure) from failure
 
 
-def routes(host: Channel) -> frozenset[Prefix]:
+def routes() -> frozenset[Prefix]:
     """Return the prefixes that the host has routes to or addresses in. Raises KernelError."""
     try:
-        found = [route.prefix for route in _routes(host)]
+        with closing(Channel.here()) as host:
+            found = [route.prefix for route in _routes(host)]
     except OSError as failure:
         raise _unreadable(failure) from failure
     return frozenset(p for p in found if p.prefixlen and not any(_within(p, known) for known in _EVERYWHERE))

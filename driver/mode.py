@@ -1,0 +1,134 @@
+"""The two modes of a host: by itself, and in a Swarm. All that differs between them in the use cases.
+
+They differ in who gives out addresses and VNIs. By itself a host does, so it refuses what is taken. In a
+Swarm the leader does, the nodes do as they are told, and other hosts must be able to send to this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+from driver.pace import Pace
+from driver.wish.errors import Unsupported
+from driver.wish.model import Endpoint, Host, Subnet
+from driver.wish.options import check_subnets
+from driver.wish.state import State, vnis_in_use
+from driver.wish.values import Address, NetworkId, Vni, is_of_one_host
+
+NETWORK_PACE = 0.2, 1.0, 10.0
+"""Seconds between two answers to CreateNetwork in a Swarm, at least and at most; what one waits at most.
+
+The engine joins the network's gossip upon each. Of engines up to 28, one that asks another for two networks
+at once, or is asked by that one meanwhile, misses an answer and hangs for 30 s: longer than the start of a
+container may take (moby#52862).
+"""
+
+
+class Mode(Protocol):
+    """The decisions that a mode makes. `Alone` and `InSwarm` are the modes."""
+
+    scope: str
+    """How far networks reach, in the engine's words; it asks once."""
+    end: str
+    """What the host has done when the mode does not last."""
+
+    def lasts(self) -> bool:
+        """Tell whether this is still the right mode; if not, the process must start anew."""
+
+    def check_maker(self, state: State, network: NetworkId) -> None:
+        """Raise Unsupported for a network that its maker should not have made."""
+
+    def check_subnets(self, subnets: Sequence[Subnet]) -> None:
+        """Raise BadRequest for subnets that one network cannot have."""
+
+    def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:
+        """Return the VNIs that *network* cannot have; *asked* tells whether the user named its own."""
+
+    def check_host(self, host: Host) -> None:
+        """Raise Unsupported when containers cannot be reached as they should be."""
+
+    def holder(self, state: State, network: NetworkId, address: Address) -> Endpoint | None:
+        """Return the endpoint that keeps others from having *address*."""
+
+    def await_turn(self) -> None:
+        """Wait until the engine may go on with the network that it has made."""
+
+
+class Alone:
+    """A host by itself: it gives out addresses and VNIs, and what is taken is refused."""
+
+    scope = "local"
+    end = "joined a Swarm"
+
+    def __init__(self, lasts: Callable[[], bool] = lambda: True) -> None:
+        """*lasts* tells whether the host is still by itself."""
+        self.lasts = lasts
+
+    def check_maker(self, state: State, network: NetworkId) -> None:
+        """Accept any: this host's engine made it."""
+
+    def check_subnets(self, subnets: Sequence[Subnet]) -> None:
+        """Raise BadRequest for subnets that one network cannot have."""
+        check_subnets(subnets, swarm=False)
+
+    def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:
+        """Return the VNIs of the other networks; one that the engine has forgotten yields to the user."""
+        return vnis_in_use(state, besides=network, doubtful=not asked)
+
+    def check_host(self, host: Host) -> None:
+        """Accept any host: its networks need not reach others."""
+
+    def holder(self, state: State, network: NetworkId, address: Address) -> Endpoint | None:
+        """Return the endpoint that has *address*."""
+        return state.holder(network, address)
+
+    def await_turn(self) -> None:
+        """Return at once: nobody else hears of the network."""
+
+
+class InSwarm:
+    """A node of a Swarm, whose leader gives out addresses and VNIs."""
+
+    scope = "global"
+    end = "left the Swarm"
+
+    def __init__(self, lasts: Callable[[], bool] = lambda: True) -> None:
+        """*lasts* tells whether the host is still in a Swarm."""
+        self.lasts = lasts
+        self._pace = Pace(*NETWORK_PACE)
+
+    def check_maker(self, state: State, network: NetworkId) -> None:
+        """Raise Unsupported for what an engine made alone, as it has not asked yet who makes networks now.
+
+        It asks a second or two after our start. Networks from before the Swarm are known.
+        """
+        if is_of_one_host(network) and network not in state.networks:
+            raise Unsupported(
+                f"network {network[:12]}: this host has just joined a Swarm, and its engine would make the "
+                "network for this host alone: try again in a few seconds, on a manager"
+            )
+
+    def check_subnets(self, subnets: Sequence[Subnet]) -> None:
+        """Raise BadRequest for subnets that one network cannot have, IPv6 among them."""
+        check_subnets(subnets, swarm=True)
+
+    def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:
+        """Return none: what the leader has chosen is not questioned."""
+        return ()
+
+    def check_host(self, host: Host) -> None:
+        """Raise Unsupported when the other hosts cannot be told where to send."""
+        if host.vtep is None:
+            raise Unsupported(
+                "the VTEP address of this host is not known: the engine announces it while the node is in a "
+                "Swarm; wait for it, or set PYOVERLAY_VTEP to one of the host's addresses"
+            )
+
+    def holder(self, state: State, network: NetworkId, address: Address) -> Endpoint | None:
+        """Return None: the leader decides, and an unclean stop leaves records of dead containers here."""
+        return None
+
+    def await_turn(self) -> None:
+        """Let the engine join one network's gossip at a time."""
+        self._pace.await_turn()

@@ -1,0 +1,178 @@
+"""What runs in either mode, and how it starts and stops."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Protocol
+
+from flask import Flask
+
+from driver.cluster.backend import ControlPlane
+from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.peering import Peering
+from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.kernel.host import NetlinkKernel
+from driver.kernel.netlink import routes
+from driver.mode import Mode
+from driver.overlay import Overlay
+from driver.reconcile.networks import NetworkReconciler
+from driver.reconcile.sandboxes import SandboxReconciler
+from driver.swarm.census import Census
+from driver.swarm.docker_api import DockerApi
+from driver.wish.disk import WishFile
+from driver.wish.values import Address, NodeId, Prefix
+from driver.wish.wish import Wish
+from ipam.disk import LeaseFile
+from ipam.manager import AddressManager
+from plugin.app import create_app
+from plugin.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_MODE_POLL = 0.5
+"""Seconds between looks whether the host has joined or left a Swarm."""
+
+
+class Part(Protocol):
+    """What runs beside the calls, in threads of its own."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End; called only after `start` has succeeded."""
+
+
+class Runtime:
+    """Everything that runs behind the HTTP application of one worker process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        restart: Callable[[str], None],
+        *,
+        wish: Wish,
+        docker: DockerApi,
+        mode: Mode,
+        control: ControlPlane,
+        store: Sequence[Part] = (),
+        services: Sequence[Part] = (),
+        prefixes: Callable[[], Collection[Prefix]] = tuple,
+    ) -> None:
+        """Make the parts; *store* and *services* are those that only one mode has.
+
+        *restart* ends the process with a reason, to be started anew. *prefixes* are this host's own, which no
+        new address pool may overlap. Raises the ipam's DiskError.
+        """
+        netns_dir = settings.run_dir / "netns"
+        self._about = f"scope {mode.scope}, state in {settings.state_dir}, namespaces in {netns_dir}"
+        self.wish = wish
+        self.networks = NetworkReconciler(
+            wish, NetlinkKernel(netns_dir), shortcuts=settings.shortcut == "auto"
+        )
+        self.peering = Peering(wish, control)
+        self._overlay = Overlay(
+            wish,
+            self.networks,
+            self.peering,
+            mode,
+            default_port=settings.vxlan_port,
+            fixed_vtep=settings.vtep is not None,
+        )
+        self._ipam = AddressManager(
+            LeaseFile(settings.state_dir / "ipam.json"),
+            routes=routes.routes,
+            in_use=self._overlay.in_use,
+            networks=prefixes,
+        )
+        self._parts: Sequence[Part] = [
+            self.networks,
+            *store,
+            _Announcing(self.peering, mode),
+            SandboxReconciler(wish, NetlinkSandboxes(settings.host_path), wait_rows=self.networks.wait_tried),
+            *services,
+            Census(wish, docker),
+            *([_ModeWatch(mode, restart)] if settings.scope == "auto" else []),
+        ]
+        self._started = ExitStack()
+
+    def start(self) -> Flask:
+        """Start the parts and return the application.
+
+        The kernel's state is adopted before anything is announced from it.
+        """
+        log.info(self._about)
+        for part in self._parts:
+            part.start()
+            self._started.callback(part.stop)
+        return create_app(self._overlay, self._ipam)
+
+    def stop(self) -> None:
+        """Stop what has started, in reverse; networks and containers go on.
+
+        So nobody changes the wish any more while its followers end, whoever has left the Swarm withdraws
+        while there is a store, and the containers' tables, which wait for rows, end before the networks.
+        """
+        self._started.close()
+
+
+class _Announcing:
+    """The peering as a part: whoever has joined or left a Swarm leaves nothing in the control plane."""
+
+    def __init__(self, peering: Peering, mode: Mode) -> None:
+        self._peering = peering
+        self._mode = mode
+
+    def start(self) -> None:
+        self._peering.start()
+
+    def stop(self) -> None:
+        self._peering.stop(leave=not self._mode.lasts())
+
+
+class _ModeWatch:
+    """The engine asks for our scope once; when the right answer changes, it has to ask again."""
+
+    def __init__(self, mode: Mode, restart: Callable[[str], None]) -> None:
+        self._mode = mode
+        self._restart = restart
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mode", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_MODE_POLL):
+            if not self._mode.lasts():
+                self._restart(f"the host has {self._mode.end}")
+                return
+
+
+def load_wish(settings: Settings) -> Wish:
+    """Load the state; raises the driver's DiskError when what is on disk cannot be used."""
+    return Wish(WishFile(settings.state_dir / "state.json"))
+
+
+def docker_api(settings: Settings) -> DockerApi:
+    """Return the engine's API, which need not be up yet."""
+    return DockerApi(settings.run_dir / "docker.sock")
+
+
+def users_store(settings: Settings, node: NodeId) -> ControlPlane | None:
+    """Return the control plane over the store that the user named; None without one."""
+    return EtcdControlPlane(node, lambda: settings.store) if settings.store else None
+
+
+def set_vtep(wish: Wish, vtep: Address | None) -> None:
+    """Take an address for this host's VTEP; None leaves the one that was announced last."""
+    if vtep is not None:
+        wish.change(lambda state: replace(state, host=replace(state.host, vtep=vtep)))

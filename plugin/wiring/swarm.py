@@ -1,0 +1,38 @@
+"""A node of a Swarm: the leader decides and runs the store, unless the user names one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from driver.cluster.etcd.reader import EtcdControlPlane
+from driver.cluster.etcd.tls import TlsSessions
+from driver.mode import InSwarm
+from driver.swarm.etcd_process import EtcdSettings
+from driver.swarm.identity import swarm_credentials
+from driver.swarm.leader_etcd import LeaderEtcd
+from driver.swarm.service_watch import ServiceWatch
+from plugin.settings import Settings
+from plugin.wiring.runtime import Part, Runtime, docker_api, load_wish, set_vtep, users_store
+
+
+def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
+    """Make the runtime. Raises driver and ipam errors when the disk cannot be used."""
+    wish, docker = load_wish(settings), docker_api(settings)
+    node = wish.state.host.id
+    set_vtep(wish, settings.vtep)
+    control, store = users_store(settings, node), list[Part]()
+    if control is None:
+        credentials = swarm_credentials(settings.swarm_dir / "certificates")
+        etcd = EtcdSettings("etcd", settings.state_dir / "etcd", settings.store_port, credentials)
+        leader = LeaderEtcd(docker, etcd)
+        control, store = EtcdControlPlane(node, leader.endpoints, TlsSessions(credentials)), [leader]
+    return Runtime(
+        settings,
+        restart,
+        wish=wish,
+        docker=docker,
+        mode=InSwarm(lambda: settings.in_swarm),
+        control=control,
+        store=store,
+        services=[ServiceWatch(wish, docker)],
+    )
