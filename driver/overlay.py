@@ -1,7 +1,7 @@
 """What the engine may ask of an overlay: the use cases behind the NetworkDriver methods.
 
-Each call checks everything first, then changes the state in one transaction; the engine
-thread and the control plane follow. All calls may be repeated and may come in any order:
+Each call checks everything first, then changes the state in one transaction; the reconcilers
+and the control plane follow. All calls may be repeated and may come in any order:
 the engine retries, replays and forgets (moby libnetwork/drivers/remote/driver.go).
 """
 
@@ -281,6 +281,7 @@ class Overlay:
     def _allocate(
         self, network: NetworkId, parsed: NetworkOptions, segments: int, *, replay: bool
     ) -> tuple[int, ...]:
+        """Choose and record VNIs as the leader; in a *replay* the given ones are a former leader's choice."""
         allocated: list[tuple[int, ...]] = []
 
         def transition(state: State) -> State:
@@ -297,7 +298,7 @@ class Overlay:
     def _announce(self, network: NetworkId, endpoint: EndpointId) -> None:
         """Wait, within the budget, until others know us and the kernel knows what they have."""
         if not self._peering.wait_published(ANNOUNCE_BUDGET):
-            log.warning("endpoint %s: announced later, the control plane's store is away", endpoint)
+            log.warning("endpoint %s: the store cannot be reached; other hosts are told later", endpoint)
             return
         _, revision = self._wish.snapshot()
         try:
@@ -310,7 +311,7 @@ class Overlay:
         try:
             self._reconciler.wait_applied(network, revision, KERNEL_DEADLINE)
         except DriverError as error:
-            log.warning("%s: network %s: %s; trying on", call, network, error)
+            log.warning("%s: network %s: %s; this is tried again", call, network, error)
 
 
 def _check_addresses(network: Network, interfaces: Sequence[Interface]) -> None:

@@ -1,4 +1,4 @@
-"""Turns for callers who must not come at once."""
+"""Turns for callers who must not all go at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 class Pace:
     """Lets callers go on one by one, a random time apart. Safe for all threads.
 
-    Random, because several hosts that begin at once would else keep step.
+    Random, because several hosts that begin together would otherwise keep in step.
     """
 
     def __init__(self, shortest: float, longest: float, patience: float) -> None:
@@ -22,7 +22,7 @@ class Pace:
         self._free_at = 0.0
 
     def await_turn(self) -> None:
-        """Return at once, or when the time is over that was drawn at the last one's turn."""
+        """Return at once, or when the pause that was drawn at the turn before is over."""
         with self._lock:
             now = time.monotonic()
             turn = min(max(now, self._free_at), now + self._patience)

@@ -49,12 +49,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(environ: dict[str, str]) -> NoReturn:
+    """Check the settings and serve; what the user has to change is said on stderr, not logged."""
     try:
         chosen = settings.load(environ)
     except settings.SettingsError as error:
         _refuse(*error.problems)
     logs.set_up(chosen.log_level)
-    from plugin import server  # noqa: PLC0415 -- a wrong setting is told without loading the rest
+    from plugin import server  # noqa: PLC0415 -- a wrong setting is refused without loading the rest
 
     try:
         server.serve(chosen, _make_runtime, preload=("plugin.wiring",))
@@ -75,10 +76,10 @@ def _refuse(*problems: str) -> NoReturn:
 
 
 def _wait_to_be_stopped() -> None:
-    """Stay for dockerd to give us up, not listening.
+    """Wait, without a socket, until dockerd gives up.
 
-    It starts a managed plugin that ends anew at once, for ever; and while it still waits for the
-    first start's socket, that race leaves 20.10 with a plugin that cannot be enabled again.
+    It restarts a managed plugin at once whenever that ends, for ever. A restart while it still waits for the
+    first one's socket leaves 20.10 with a plugin that cannot be enabled again.
     """
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)

@@ -163,11 +163,11 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 def _unknown(name: str, known: Mapping[str, str]) -> str:
     close = get_close_matches(name.upper(), known, n=1)
-    way_out = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-    return f"{PREFIX}{name}: there is no such setting: {way_out}"
+    advice = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"{PREFIX}{name}: there is no such setting: {advice}"
 
 
 def _wrong(detail: ErrorDetails, found: Mapping[str, str]) -> str:
     field = str(detail["loc"][0])
-    way_out = Settings.model_fields[field].description
-    return f"{PREFIX}{field.upper()}: {found[field]!r} is not valid: {way_out}"
+    advice = Settings.model_fields[field].description
+    return f"{PREFIX}{field.upper()}: {found[field]!r} is not valid: {advice}"
