@@ -26,7 +26,8 @@ from driver.kernel.names import (
     vxlan_name,
 )
 from driver.kernel.objects import KernelObject, KernelState, Key, index
-from driver.wish.model import Endpoint, Network, Peer, Phase, Segment, Underlay
+from driver.wish.life import Life
+from driver.wish.model import Endpoint, Network, Peer, Segment, Underlay
 from driver.wish.state import State
 from driver.wish.values import HOST, Address, EndpointId, NetworkId, Scope, bridge_mac
 
@@ -67,11 +68,7 @@ def _of_network(
     state: State, network_id: NetworkId, underlay: Underlay, *, shortcuts: bool
 ) -> Collection[KernelObject]:
     network = state.networks.get(network_id)
-    present = [
-        e
-        for e in state.endpoints_of(network_id)
-        if e.phase is not Phase.CREATED and e.id not in state.doubtful
-    ]
+    present = state.present(network_id)
     if network is None or not present:
         return ()
     mtu = container_mtu(network, state.host.vtep, underlay)
@@ -95,12 +92,11 @@ def vanished(
     those that are in the host's namespace: the engine has given them back.
     """
     namespace = namespace_name(network)
-    known = state.joining.keys() | state.doubtful
     aliases = {obj.alias for obj in have.values() if isinstance(obj, Port)}
     return frozenset(
         e.id
         for e in state.endpoints_of(network)
-        if e.phase is Phase.JOINED and e.id not in known
+        if state.life(e.id) is Life.JOINED
         if (Key(Port.kind, namespace, port_name(e.id)) not in have and _port_alias(e) not in aliases)
         or container_name(e.id) in ends
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver.cluster.publication import publication
@@ -137,6 +137,7 @@ def test_what_a_life_says_is_what_kernel_and_others_are_told(life: Life) -> None
     assert (state.holder(NET.id, ip_address(ADDRESSES[ONE])) is not None) == life.receives
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(Event), st.sampled_from((ONE, TWIN, OTHER))), max_size=40))
 def test_endpoints_beside_each_other_go_by_the_table(events: list[tuple[Event, EndpointId]]) -> None:
     state, lives = EMPTY, dict.fromkeys(ADDRESSES, Life.ABSENT)
