@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from driver.kernel import Kernel
@@ -155,15 +155,16 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         It must not for Join and DeleteNetwork, nor when it failed on another ground than the present one.
         """
         progress = self._progress.get(scope) or _Progress()
-        done = progress.basis
+        done, fails = progress.basis, progress.failure is not None
         if basis.is_done_with(done):
             progress.state = self._state  # an older one would keep all that has changed elsewhere
             return Change.NONE
-        if basis.joining or done is None:
-            return Change.URGENT if basis.joining else Change.SOME
-        is_removed = scope is not HOST and scope not in self._state.networks
-        may_go_well_now = progress.failure is not None and basis.frame != done.frame
-        return Change.URGENT if is_removed or may_go_well_now else Change.SOME
+        is_removed = done is not None and scope is not HOST and scope not in self._state.networks
+        if basis.joining or is_removed or (fails and done is not None and basis.frame != done.frame):
+            return Change.URGENT
+        if fails:
+            progress.basis = basis  # it fails for this wish as well: a Join that comes back is another one
+        return Change.SOME
 
     def _await_news(self, timeout: float, wake: int) -> bool:
         """Note whom the kernel's news are about; a Join is in a hurry."""
@@ -213,31 +214,42 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         raise KernelError(str(self._underlay))
 
     def _converge(self, scope: Scope, progress: _Progress, first: Part) -> Mapping[Key, KernelError]:
-        """Make the kernel hold what is wanted of *scope*; begin with *first*. The last pass only looks."""
+        """Make the kernel hold what is wanted of *scope*, until a look at it shows no difference.
+
+        Begins with *first*. What differs there although nobody asked for it is drift.
+        """
         if scope is HOST and not first.want and not progress.held:
             return {}
-        part, ops = first, list[Op]()
+        part, errors, drift = first, dict[Key, KernelError](), list[Finding]()
         for attempt in range(_PASSES + 1):
-            have = self._read(scope, part)
-            if have is None:
-                part = self._all_of(scope)
-                continue
+            part, have = self._read(scope, part)
             progress.held = bool(have)
-            if attempt == 0 and scope is not HOST:
-                self._note_missing(scope, progress, vanished(self._state, scope, have))
             ops = diff(part.want, have, prune_rows=self._may_prune(scope, part))
-            if not ops:
-                return {}
-            if attempt == _PASSES:
-                break
+            if attempt == 0:
+                self._note_missing(scope, progress, have)
+                drift = findings(ops, asked_for(ops, part.was, part.want)) if part.was is not None else []
+            elif ops and attempt == _PASSES:
+                return _not_kept(ops)
             log.debug("%s: %s", self._label(scope), _summary(ops))
-            errors = self._kernel.apply(ops)
-            if attempt == 0 and part.was is not None:
-                self._note_drift(scope, findings(ops, asked_for(ops, part.was, part.want)))
-            if errors:
-                return errors
+            errors = dict(self._kernel.apply(ops)) if ops else {}
+            if errors or not ops:
+                break
             part = part.after(ops) or self._all_of(scope)
-        return _not_kept(ops)
+        self._note_drift(scope, drift)
+        return errors
+
+    def _read(self, scope: Scope, part: Part) -> tuple[Part, KernelState]:
+        """Return what the kernel has in the place of *part*; all of it, when it cannot read parts."""
+        place = place_of(scope)
+        try:
+            have = self._kernel.read_place(place, part.rows)
+        except KernelError:
+            if part.rows is None:
+                raise
+            return self._read(scope, self._all_of(scope))
+        if not have and not part.want and place in self._kernel.namespaces():
+            have = index([Namespace(place)])  # whose pin was made, and nothing else
+        return part, have
 
     def _all_of(self, scope: Scope) -> Part:
         return whole_part(None, self._state, scope, self._known_underlay(), shortcuts=self.shortcuts)
@@ -246,35 +258,21 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         """Tell whether rows that nobody wants are superfluous; they may only be unknown (see plan.diff)."""
         return scope is HOST or scope in self._state.peers.synced or not part.want
 
-    def _read(self, scope: Scope, part: Part) -> KernelState | None:
-        """Return what the kernel has in the place of *part*; None when it cannot read parts.
-
-        What is to go may be a namespace of which only the pin was made.
-        """
-        place = place_of(scope)
-        try:
-            have = self._kernel.read_place(place, part.rows)
-        except KernelError:
-            if part.rows is None:
-                raise
-            return None
-        if not have and not part.want and place in self._kernel.namespaces():
-            return index([Namespace(place)])
-        return have
-
     def _note_drift(self, scope: Scope, found: Sequence[Finding]) -> None:
         self.repairs.update(finding.kind for finding in found)
         if found:
             log.warning("%s: repaired: %s", self._label(scope), sentence(found))
 
-    def _note_missing(self, network: NetworkId, progress: _Progress, missing: Collection[EndpointId]) -> None:
+    def _note_missing(self, scope: Scope, progress: _Progress, have: KernelState) -> None:
         """Withdraw endpoints whose ports have been missing for so long that no Leave will come."""
+        if scope is HOST:
+            return
         now = self._clock()
-        since = {endpoint: progress.missing.get(endpoint, now) for endpoint in missing}
+        since = {e: progress.missing.get(e, now) for e in vanished(self._state, scope, have)}
         gone = {endpoint for endpoint, then in since.items() if now - then >= _WITHDRAW_AFTER}
         progress.missing = {endpoint: then for endpoint, then in since.items() if endpoint not in gone}
         progress.look(min(progress.missing.values(), default=math.inf) + _WITHDRAW_AFTER)
-        withdraw(self._wish, network, gone)
+        withdraw(self._wish, scope, gone)
 
     def _look_after_host(self) -> None:
         """Do what belongs to the host's audit: it is about no single network."""
