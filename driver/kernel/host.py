@@ -22,9 +22,10 @@ from pathlib import Path
 from driver.kernel import netns
 from driver.kernel.contents import contents
 from driver.kernel.netlink import links, messages, routes, rows
+from driver.kernel.netlink import numbers as nl
 from driver.kernel.netlink.events import HostListener, Listener
 from driver.kernel.netlink.links import Link
-from driver.kernel.netlink.socket import CREATE, EXCL, REPLACE, Channel, Refused, Request
+from driver.kernel.netlink.socket import Channel, Refused, Request
 from driver.kernel.objects import (
     Bridge,
     BridgeAddress,
@@ -49,7 +50,8 @@ from driver.wish.values import HOST, Address, Interface, Prefix
 
 log = logging.getLogger(__name__)
 
-_NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
+_NEWLINK, _DELLINK, _NEWADDR, _DELADDR = nl.RTM_NEWLINK, nl.RTM_DELLINK, nl.RTM_NEWADDR, nl.RTM_DELADDR
+CREATE, EXCL, REPLACE = nl.NLM_F_CREATE, nl.NLM_F_EXCL, nl.NLM_F_REPLACE
 
 
 class NetlinkKernel:

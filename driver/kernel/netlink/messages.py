@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Any
 
@@ -9,13 +10,11 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from driver.kernel.netlink import links
-from driver.kernel.netlink.socket import attribute
+from driver.kernel.netlink import numbers as nl
+from driver.kernel.netlink.socket import HEADER, attribute
 from driver.kernel.objects import Bridge, Port, Vxlan
 from driver.wish.values import Address, Interface
 
-_UP = 0x1
-_NODAD, _LINK = 0x02, 253
-_AF_SPEC, _INET, _INET_CONF, _INET_FORWARDING = 26, 2, 1, 1
 _MTU_OF_NOBODY = 65535
 
 _Attributes = list[tuple[str, Any]]
@@ -33,7 +32,7 @@ def device(index: int) -> bytes:
 
 def raised(index: int) -> bytes:
     """Set a device up."""
-    return _link(index, _UP, [])
+    return _link(index, nl.IFF_UP, [])
 
 
 def signed(index: int, alias: str) -> bytes:
@@ -60,21 +59,21 @@ def bridge(index: int, want: Bridge) -> bytes:
         ("IFLA_MASTER", 0),
         _bridge_kind(),
     ]
-    return _link(index, _UP, settings) + _forwarding()
+    return _link(index, nl.IFF_UP, settings) + _forwarding()
 
 
 def _link(index: int, flags: int | None, values: _Attributes) -> bytes:
     message = ifinfmsg()
     message["index"] = index
     if flags is not None:
-        message["flags"], message["change"] = flags, _UP
+        message["flags"], message["change"] = flags, nl.IFF_UP
     message["attrs"] = values
     return _body(message)
 
 
 def _body(message: Any) -> bytes:
     message.encode()
-    return bytes(message.data[16:])  # without the header, which wire.py adds
+    return bytes(message.data[HEADER.size :])  # without the header, which the channel adds
 
 
 def _linkinfo(kind: str, values: _Attributes) -> tuple[str, Any]:
@@ -96,8 +95,8 @@ def new_bridge(want: Bridge) -> bytes:
 
 def _forwarding() -> bytes:
     # By hand: pyroute2 takes IFLA_INET_CONF for a structure, and would send one.
-    on = attribute(_INET_FORWARDING, struct.pack("=I", 1))
-    return attribute(_AF_SPEC, attribute(_INET, attribute(_INET_CONF, on)))
+    on = attribute(nl.IPV4_DEVCONF_FORWARDING, struct.pack("=I", 1))
+    return attribute(nl.IFLA_AF_SPEC, attribute(socket.AF_INET, attribute(nl.IFLA_INET_CONF, on)))
 
 
 def new_vxlan(want: Vxlan, namespace: int) -> bytes:
@@ -144,10 +143,10 @@ def new_pair(want: Port, host: int) -> bytes:
 def address(index: int, interface: Interface) -> bytes:
     """Name an address of a device."""
     message = ifaddrmsg()
-    message["family"] = 2 if interface.version == 4 else 10
+    message["family"] = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     message["prefixlen"] = interface.network.prefixlen
-    message["flags"] = 0 if interface.version == 4 else _NODAD
-    message["scope"] = _LINK if interface.is_link_local else 0
+    message["flags"] = 0 if interface.version == 4 else nl.IFA_F_NODAD
+    message["scope"] = nl.RT_SCOPE_LINK if interface.is_link_local else nl.RT_SCOPE_UNIVERSE
     message["index"] = index
     message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
     return _body(message)

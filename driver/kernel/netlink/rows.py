@@ -8,19 +8,32 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
-from driver.kernel.netlink.socket import APPEND, CREATE, REPLACE, Channel, Request, attribute, attributes
+from driver.kernel.netlink.numbers import (
+    AF_BRIDGE,
+    NDA_DST,
+    NDA_IFINDEX,
+    NDA_LLADDR,
+    NDA_PORT,
+    NDA_VNI,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    NTF_MASTER,
+    NTF_SELF,
+    NUD_PERMANENT,
+    RTM_DELNEIGH,
+    RTM_GETNEIGH,
+    RTM_NEWNEIGH,
+)
+from driver.kernel.netlink.socket import Channel, Request, attribute, attributes
 from driver.kernel.objects import FLOOD_MAC, FdbEntry, Neighbour, Row
 from driver.kernel.ops import Delete, Set
 from driver.wish.values import Address, Mac, octets
 
-_NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
-_AF_BRIDGE = 7
 _NDMSG = struct.Struct("=BxxxiHBB")
 _HEAD = struct.Struct("=BxxxiHBBHH6sxxHH")  # ndmsg, link-layer address, head of the destination
-_PERMANENT, _SELF, _MASTER = 0x80, 0x02, 0x04
-_DST, _LLADDR, _PORT, _VNI, _IFINDEX_OF_ROW = 1, 2, 6, 7, 8
-_OVERRIDES = (_PORT, _VNI, _IFINDEX_OF_ROW)
-_NO_MAC = struct.pack("=HH6s", 10, _LLADDR, bytes(6))
+_OVERRIDES = (NDA_PORT, NDA_VNI, NDA_IFINDEX)
+_NO_MAC = struct.pack("=HH6s", 10, NDA_LLADDR, bytes(6))
 
 Place = tuple[int, int, bytes, bytes]
 """Which row: device, address family, MAC or address, and of replication rows the VTEP."""
@@ -31,35 +44,36 @@ def encode(op: Set | Delete, device: int) -> Request:
     match op:
         case Set(FdbEntry() as row):
             # A replication row is one of many, and the kernel refuses to replace among them.
-            how = APPEND if row.mac == FLOOD_MAC else REPLACE
-            return Request(_NEWNEIGH, CREATE | how, _body(_AF_BRIDGE, _SELF, device, row.mac, row.vtep))
+            how = NLM_F_APPEND if row.mac == FLOOD_MAC else NLM_F_REPLACE
+            body = _body(AF_BRIDGE, NTF_SELF, device, row.mac, row.vtep)
+            return Request(RTM_NEWNEIGH, NLM_F_CREATE | how, body)
         case Set(Neighbour() as row):
             body = _body(_family(row.address), 0, device, row.mac, row.address)
-            return Request(_NEWNEIGH, CREATE | REPLACE, body)
+            return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
         case Delete(FdbEntry() as row):
-            # Without a destination the kernel drops the whole row, whatever a hand made of it.
+            # Without a destination the kernel drops the whole row, whatever somebody made of it.
             vtep = row.vtep if row.mac == FLOOD_MAC and not row.vtep.is_unspecified else None
-            return Request(_DELNEIGH, 0, _body(_AF_BRIDGE, _SELF, device, row.mac, vtep))
+            return Request(RTM_DELNEIGH, 0, _body(AF_BRIDGE, NTF_SELF, device, row.mac, vtep))
         case Delete(Neighbour() as row):
-            return Request(_DELNEIGH, 0, _body(_family(row.address), 0, device, None, row.address))
+            return Request(RTM_DELNEIGH, 0, _body(_family(row.address), 0, device, None, row.address))
         case _:
             raise TypeError(f"not a row: {op}")
 
 
 def forgotten(device: int, mac: Mac) -> Request:
     """Return the message by which a bridge forgets that *mac* is behind its port *device*."""
-    return Request(_DELNEIGH, 0, _body(_AF_BRIDGE, _MASTER, device, mac, None))
+    return Request(RTM_DELNEIGH, 0, _body(AF_BRIDGE, NTF_MASTER, device, mac, None))
 
 
 def dump_rows(channel: Channel, namespace: str, vxlans: Mapping[int, str]) -> Iterator[Row]:
     """Yield the rows of the VXLAN devices *vxlans* (index to name); raise OSError."""
     for index, name in vxlans.items():
         yield from _fdb(
-            channel.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, index, 0, 0, 0)), namespace, index, name
+            channel.dump(RTM_GETNEIGH, _NDMSG.pack(AF_BRIDGE, index, 0, 0, 0)), namespace, index, name
         )
     if vxlans:
         for family in (socket.AF_INET, socket.AF_INET6):
-            found = channel.dump(_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0))
+            found = channel.dump(RTM_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0))
             yield from _neighbours(found, namespace, vxlans)
 
 
@@ -70,7 +84,7 @@ def find_rows(
     indices = {name: index for index, name in vxlans.items()}
     there = [row for row in wanted if row.device in indices]
     single = [row for row in there if not _is_replication(row)]
-    questions = [Request(_GETNEIGH, 0, _question(row, indices[row.device])) for row in single]
+    questions = [Request(RTM_GETNEIGH, 0, _question(row, indices[row.device])) for row in single]
     answers = zip(single, channel.ask_all(questions), strict=True)
     for row, answer in answers:
         if answer is not None and isinstance(row, FdbEntry):
@@ -80,7 +94,7 @@ def find_rows(
     # Of the many rows of the one MAC the kernel would tell but the first.
     keys = {row.key for row in there if _is_replication(row)}
     for device in {key.name for key in keys}:
-        found = channel.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, indices[device], 0, 0, 0))
+        found = channel.dump(RTM_GETNEIGH, _NDMSG.pack(AF_BRIDGE, indices[device], 0, 0, 0))
         likely = (data for data in found if _NO_MAC in data)
         for row in _fdb(likely, namespace, indices[device], device):
             if row.key in keys:
@@ -91,17 +105,17 @@ def place_of(row: Row, device: int) -> Place:
     """Tell where *row* is, on the VXLAN device with index *device*."""
     if isinstance(row, Neighbour):
         return device, _family(row.address), row.address.packed, b""
-    return device, _AF_BRIDGE, octets(row.mac), row.vtep.packed if _is_replication(row) else b""
+    return device, AF_BRIDGE, octets(row.mac), row.vtep.packed if _is_replication(row) else b""
 
 
 def place_in(data: bytes) -> Place:
     """Tell which row a message of the kernel's is about."""
     family, device, _, _, _ = _NDMSG.unpack_from(data)
     row = attributes(data, _NDMSG.size)
-    to = row.get(_DST, b"")
-    if family != _AF_BRIDGE:
+    to = row.get(NDA_DST, b"")
+    if family != AF_BRIDGE:
         return device, family, to, b""
-    mac = row.get(_LLADDR, b"")
+    mac = row.get(NDA_LLADDR, b"")
     return device, family, mac, b"" if any(mac) else to
 
 
@@ -111,45 +125,46 @@ def _is_replication(row: Row) -> bool:
 
 def _question(row: Row, device: int) -> bytes:
     if isinstance(row, Neighbour):
-        return _NDMSG.pack(_family(row.address), device, 0, 0, 0) + attribute(_DST, row.address.packed)
-    return _NDMSG.pack(_AF_BRIDGE, device, 0, _SELF, 0) + attribute(_LLADDR, octets(row.mac))
+        return _NDMSG.pack(_family(row.address), device, 0, 0, 0) + attribute(NDA_DST, row.address.packed)
+    return _NDMSG.pack(AF_BRIDGE, device, 0, NTF_SELF, 0) + attribute(NDA_LLADDR, octets(row.mac))
 
 
 def _fdb(messages: Iterable[bytes], namespace: str, index: int, name: str) -> Iterator[FdbEntry]:
     for data in messages:
         family, device, state, flags, _ = _NDMSG.unpack_from(data)
         # The bridge keeps rows of its own for this port: they have "master" and no destination.
-        if device != index or family != _AF_BRIDGE or not flags & _SELF or not state & _PERMANENT:
+        if device != index or family != AF_BRIDGE or not flags & NTF_SELF or not state & NUD_PERMANENT:
             continue
         row = attributes(data, _NDMSG.size)
-        if _DST in row and _LLADDR in row:
-            mac = Mac(row[_LLADDR].hex(":"))
+        if NDA_DST in row and NDA_LLADDR in row:
+            mac = Mac(row[NDA_LLADDR].hex(":"))
             # Made by hand with a port or VNI of its own: unlike any wish, so it is replaced, or all
             # replication rows are dropped, to be made anew by the next pass.
             spoilt = any(override in row for override in _OVERRIDES)
-            yield FdbEntry(namespace, name, mac, IPv4Address(0) if spoilt else _vtep(row[_DST]))
+            yield FdbEntry(namespace, name, mac, IPv4Address(0) if spoilt else _vtep(row[NDA_DST]))
 
 
 def _neighbours(messages: Iterable[bytes], namespace: str, vxlans: Mapping[int, str]) -> Iterator[Neighbour]:
     for data in messages:
         _, device, state, _, _ = _NDMSG.unpack_from(data)
         name = vxlans.get(device)
-        if name is None or not state & _PERMANENT:
+        if name is None or not state & NUD_PERMANENT:
             continue
         row = attributes(data, _NDMSG.size)
-        if _DST in row and _LLADDR in row:
-            yield Neighbour(namespace, name, _address(row[_DST]), Mac(row[_LLADDR].hex(":")))
+        if NDA_DST in row and NDA_LLADDR in row:
+            yield Neighbour(namespace, name, _address(row[NDA_DST]), Mac(row[NDA_LLADDR].hex(":")))
 
 
 def _body(family: int, flags: int, device: int, mac: Mac | None, address: Address | None) -> bytes:
     if mac is not None and address is not None:
         packed = address.packed
         size = len(packed) + 4
-        return _HEAD.pack(family, device, _PERMANENT, flags, 0, 10, _LLADDR, octets(mac), size, _DST) + packed
-    body = _NDMSG.pack(family, device, _PERMANENT, flags, 0)
+        head = _HEAD.pack(family, device, NUD_PERMANENT, flags, 0, 10, NDA_LLADDR, octets(mac), size, NDA_DST)
+        return head + packed
+    body = _NDMSG.pack(family, device, NUD_PERMANENT, flags, 0)
     if mac is not None:
-        body += attribute(_LLADDR, octets(mac))
-    return body + (attribute(_DST, address.packed) if address is not None else b"")
+        body += attribute(NDA_LLADDR, octets(mac))
+    return body + (attribute(NDA_DST, address.packed) if address is not None else b"")
 
 
 def _family(address: Address) -> int:

@@ -14,26 +14,28 @@ from pathlib import Path
 
 from driver.kernel import netns
 from driver.kernel.netlink import links, messages
+from driver.kernel.netlink import numbers as nl
 from driver.kernel.netlink.links import Link
-from driver.kernel.netlink.socket import CREATE, EXCL, Channel, Refused, Request, attribute, attributes
+from driver.kernel.netlink.socket import Channel, Refused, Request, attribute, attributes
 from driver.kernel.objects import FLOOD_MAC, Port, Shortcut
 from driver.kernel.refusal import GONE
 from driver.kernel.shortcuts import bpf
 from driver.kernel.shortcuts.bpf import Rows
 from driver.wish.values import Mac, octets
 
-_NEWQDISC, _NEWTFILTER, _DELTFILTER, _GETTFILTER = 36, 44, 45, 46
+_NEW = nl.NLM_F_CREATE | nl.NLM_F_EXCL
 _TCMSG = struct.Struct("=BxxxiIII")
-_CLSACT, _CLSACT_HANDLE, _INGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2
+_CLSACT_HANDLE = nl.TC_H_CLSACT & nl.TC_H_MAJ_MASK
+_INGRESS = _CLSACT_HANDLE | nl.TC_H_MIN_INGRESS
 _HANDLE, _PRIORITY = 1, 0x7079
-_INFO = _PRIORITY << 16 | int.from_bytes(struct.pack("!H", 0x0003), sys.byteorder)  # of every protocol
-_KIND, _OPTIONS, _FD, _NAME, _FLAGS, _ID, _DIRECT = 1, 2, 6, 7, 8, 11, 1
+_INFO = _PRIORITY << 16 | socket.htons(nl.ETH_P_ALL)
 _NONE = (*GONE, errno.EINVAL, errno.EOPNOTSUPP)
 """How the kernel says that there is no filter: no device, no qdisc, or none in this kernel."""
 _OUR_NAME = bpf.NAME
 """A program that works in another way needs another name, so that it takes the old one's place."""
 
-_NEWLINK, _LOOPBACK, _EXPERIMENTAL = 16, 1, 0x88B5
+_LOOPBACK = 1
+"""The index of every namespace's own loopback device."""
 _TRIAL = Port("", "port", "", "", "peer", Mac("02:00:00:00:00:01"), 1500)
 _FRAMES, _LOOKS, _PAUSE = 32, 10, 0.02
 
@@ -45,9 +47,9 @@ def try_out() -> None:
         ends = [netns.inside(space, Channel.here) for space in (outside, inside)]
         for channel in ends:
             stack.callback(channel.close)
-        ends[0].do(Request(_NEWLINK, CREATE | EXCL, messages.new_pair(_TRIAL, inside)))
+        ends[0].do(Request(nl.RTM_NEWLINK, _NEW, messages.new_pair(_TRIAL, inside)))
         for channel, name in zip(ends, (_TRIAL.name, _TRIAL.peer), strict=True):
-            channel.do(Request(_NEWLINK, 0, messages.raised(_index(channel, name))))
+            channel.do(Request(nl.RTM_NEWLINK, 0, messages.raised(_index(channel, name))))
         port = _index(ends[0], _TRIAL.name)
         lead(ends[0], _LOOPBACK, _TRIAL.peer_mac, port)
         if _rows(ends[0], _LOOPBACK) != [(_TRIAL.peer_mac, port)]:
@@ -88,7 +90,7 @@ def lead_no_more(channel: Channel, tunnel: int, mac: Mac) -> None:
     program = _program(channel, tunnel)
     if program is not None and mac == FLOOD_MAC:
         head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
-        channel.do(Request(_DELTFILTER, 0, head + attribute(_KIND, b"bpf\0")))
+        channel.do(Request(nl.RTM_DELTFILTER, 0, head + attribute(nl.TCA_KIND, b"bpf\0")))
     elif program is not None:
         with contextlib.closing(Rows.of(program)) as rows:
             rows.delete(mac)
@@ -105,21 +107,22 @@ def _rows(channel: Channel, tunnel: int) -> list[tuple[Mac, int]]:
 def _program(channel: Channel, tunnel: int) -> int | None:
     """Return the id of the program of our filter; None when there is no such filter."""
     try:
-        filters = channel.dump(_GETTFILTER, _TCMSG.pack(0, tunnel, 0, _INGRESS, 0))
+        filters = channel.dump(nl.RTM_GETTFILTER, _TCMSG.pack(0, tunnel, 0, _INGRESS, 0))
     except Refused as refused:
         if refused.errno in _NONE:
             return None
         raise
     for data in filters:
         _, _, handle, _, info = _TCMSG.unpack_from(data)
-        options = attributes(attributes(data, _TCMSG.size).get(_OPTIONS, b""))
-        ours = options.get(_NAME, b"").rstrip(b"\0") == _OUR_NAME and _ID in options
+        options = attributes(attributes(data, _TCMSG.size).get(nl.TCA_OPTIONS, b""))
+        ours = options.get(nl.TCA_BPF_NAME, b"").rstrip(b"\0") == _OUR_NAME and nl.TCA_BPF_ID in options
         if (handle, info) == (_HANDLE, _INFO) and ours:
-            return int.from_bytes(options[_ID], sys.byteorder)
+            return int.from_bytes(options[nl.TCA_BPF_ID], sys.byteorder)
     return None
 
 
 def _install(channel: Channel, tunnel: int) -> Rows:
+    """Make map, program and filter. The filter keeps the other two; without it they end with us."""
     rows = Rows.new()
     try:
         program = rows.load()
@@ -134,15 +137,16 @@ def _install(channel: Channel, tunnel: int) -> Rows:
 
 
 def _attach(channel: Channel, tunnel: int, program: int) -> None:
-    qdisc = _TCMSG.pack(0, tunnel, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_KIND, b"clsact\0")
-    (refused,) = channel.attempt([Request(_NEWQDISC, CREATE | EXCL, qdisc)])
+    qdisc = _TCMSG.pack(0, tunnel, _CLSACT_HANDLE, nl.TC_H_CLSACT, 0) + attribute(nl.TCA_KIND, b"clsact\0")
+    (refused,) = channel.attempt([Request(nl.RTM_NEWQDISC, _NEW, qdisc)])
     if refused and refused.errno != errno.EEXIST:
         raise refused
-    options = attribute(_FD, struct.pack("=I", program)) + attribute(_NAME, _OUR_NAME + b"\0")
-    options += attribute(_FLAGS, struct.pack("=I", _DIRECT))
+    options = attribute(nl.TCA_BPF_FD, struct.pack("=I", program))
+    options += attribute(nl.TCA_BPF_NAME, _OUR_NAME + b"\0")
+    options += attribute(nl.TCA_BPF_FLAGS, struct.pack("=I", nl.TCA_BPF_FLAG_ACT_DIRECT))
     head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
-    body = head + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
-    channel.do(Request(_NEWTFILTER, CREATE | EXCL, body))
+    body = head + attribute(nl.TCA_KIND, b"bpf\0") + attribute(nl.TCA_OPTIONS, options)
+    channel.do(Request(nl.RTM_NEWTFILTER, _NEW, body))
 
 
 def _nowhere(stack: contextlib.ExitStack) -> int:
@@ -163,7 +167,7 @@ def _send() -> None:
         opened.bind(("lo", 0))
         mac = octets(_TRIAL.peer_mac)
         for _ in range(_FRAMES):
-            opened.send(mac + mac + struct.pack("!H46x", _EXPERIMENTAL))
+            opened.send(mac + mac + struct.pack("!H46x", nl.ETH_P_802_EX1))
 
 
 def _are_counted() -> bool:
