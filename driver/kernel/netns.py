@@ -19,12 +19,14 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from driver.kernel.netlink.numbers import IFF_UP
+
 _T = TypeVar("_T")
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _MNT_DETACH = 2
-_SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
+_SIOCSIFFLAGS = 0x8914
 _OWN = "/proc/thread-self/ns/net"
 
 #: What every namespace of ours needs, in this order: "default" before a device exists.
@@ -146,7 +148,7 @@ def _prepare() -> None:
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6, or without this knob
             Path("/proc/sys", name).write_text(value)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
 
 
 def _apart(work: Callable[[], _T]) -> _T:

@@ -137,6 +137,8 @@ PORT_FLAGS = [
     "ip link set p0 type bridge_slave mcast_flood off",
     "ip link set p0 type bridge_slave bcast_flood off",
     "ip link set p0 type bridge_slave neigh_suppress on",
+    "ip link set p0 type bridge_slave proxy_arp on",
+    "ip link set p0 type bridge_slave proxy_arp_wifi on",
     "ip link set vx0 type bridge_slave flood off",
     "bridge link set dev p0 isolated on",
     "bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.2 vni 5 self permanent",

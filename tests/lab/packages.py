@@ -33,6 +33,7 @@ TOOLS = {
     "/usr/bin/patchelf": "patchelf",
     "/usr/sbin/conntrack": "conntrack",
     "/usr/sbin/ethtool": "ethtool",
+    "/usr/include/linux/netlink.h": "linux-libc-dev",
     "/usr/share/keyrings/debian-archive-trixie-stable.gpg": "debian-archive-keyring",
     "libdevmapper.so.1.02.1": "libdevmapper1.02.1",
     "libsystemd.so.0": "libsystemd0",

@@ -14,9 +14,11 @@ from itertools import pairwise
 import pytest
 
 from driver.cluster.memory import MemoryStore
+from driver.kernel.kinds import Balancer, Row, Vxlan
 from driver.kernel.names import namespace_name
-from driver.kernel.objects import Balancer, KernelObject, KernelState, Key, Kind, Row, Vxlan
+from driver.kernel.objects import KernelObject, KernelState, Key
 from driver.kernel.ops import Op
+from driver.mode import Alone
 from driver.reconcile import loop, networks, part
 from driver.reconcile.desired import desired
 from driver.reconcile.loop import Change, Progress, Reconciler
@@ -328,7 +330,7 @@ def test_what_cannot_be_adopted_stops_nobody(
 
 def test_a_join_during_an_audit_waits_for_one_network_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel takes long to read each of many networks."""
-    node = Node(1, MemoryStore(), scope="local")
+    node = Node(1, MemoryStore(), Alone)
     node.end()
     node.audit_interval = 1.0
     node.begin()
@@ -346,7 +348,7 @@ def test_a_join_during_an_audit_waits_for_one_network_at_most(monkeypatch: pytes
         reads.append(place)
         if len(reads) == 5:
             joined_after.append(len(reads))
-            node.wish.change(lambda s: with_join(s, s.endpoints[EndpointId(EP)], "/run/x", "a Join"))
+            node.wish.change(lambda s: with_join(s, NetworkId(many[-1]), EndpointId(EP), "/run/x", "a Join"))
         return FakeKernel.read_place(node.kernel, place, rows)
 
     monkeypatch.setattr(node.kernel, "read_place", read)
@@ -438,10 +440,10 @@ class TestHost:
 
     @pytest.mark.usefixtures("wanted")
     def test_its_failure_is_no_networks(self, node: Node, caplog: pytest.LogCaptureFixture) -> None:
-        node.kernel.fail_next(Kind.BALANCER, 12, times=2)
+        node.kernel.fail_next(Balancer.kind, 12, times=2)
         node.attach(EP, "10.62.0.4")
         assert _soon(lambda: self.there(node) == {self.LEFT.key})
-        assert "the host: BALANCER" in caplog.text
+        assert "the host: table" in caplog.text
 
     def test_a_bare_host_is_not_read(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         node.end()

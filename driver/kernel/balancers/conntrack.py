@@ -13,16 +13,16 @@ import struct
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from driver.kernel.balancers import numbers as nf
+from driver.kernel.netlink import numbers as nl
 from driver.kernel.netlink.socket import Channel, Request, attribute, attributes
 from driver.wish.values import Address
 
-_GET, _DELETE, _GET_STATISTICS = 0x101, 0x102, 0x105
+_GET, _DELETE, _GET_STATISTICS = (
+    nf.NFNL_SUBSYS_CTNETLINK << 8 | message
+    for message in (nf.IPCTNL_MSG_CT_GET, nf.IPCTNL_MSG_CT_DELETE, nf.IPCTNL_MSG_CT_GET_STATS)
+)
 _IP = struct.pack("!BBH", socket.AF_INET, 0, 0)
-_ORIGINAL, _REPLY, _PROTOINFO, _ID = 1, 2, 4, 12
-_ADDRESSES, _PROTOCOL = 1, 2
-_SOURCE, _DESTINATION = 1, 2
-_NESTED: Final = 0x8000
-_SYN_SENT: Final = 1
 _FEW: Final = 8
 
 Gone = Mapping[Address, Collection[Address]]
@@ -48,23 +48,25 @@ def forget(channel: Channel, gone: Gone) -> int:
 def _count(channel: Channel) -> int:
     """Return how many connections the namespace has."""
     answer = channel.ask(_GET_STATISTICS, _IP)
-    return int.from_bytes(attributes(answer, len(_IP)).get(1, b""), "big") if answer else 0
+    values = attributes(answer, len(_IP)) if answer else {}
+    return int.from_bytes(values.get(nf.CTA_STATS_GLOBAL_ENTRIES, b""), "big")
 
 
 def _ends(entry: Mapping[int, bytes]) -> tuple[bytes, bytes]:
     """Return where the client sent to, and who answers."""
-    there = attributes(attributes(entry[_ORIGINAL])[_ADDRESSES])
-    back = attributes(attributes(entry[_REPLY])[_ADDRESSES])
-    return there.get(_DESTINATION, b""), back.get(_SOURCE, b"")
+    there = attributes(attributes(entry[nf.CTA_TUPLE_ORIG])[nf.CTA_TUPLE_IP])
+    back = attributes(attributes(entry[nf.CTA_TUPLE_REPLY])[nf.CTA_TUPLE_IP])
+    return there.get(nf.CTA_IP_V4_DST, b""), back.get(nf.CTA_IP_V4_SRC, b"")
 
 
 def _is_established(entry: Mapping[int, bytes]) -> bool:
-    protocol = attributes(attributes(entry[_ORIGINAL])[_PROTOCOL])[1]
+    protocol = attributes(attributes(entry[nf.CTA_TUPLE_ORIG])[nf.CTA_TUPLE_PROTO])[nf.CTA_PROTO_NUM]
     if protocol != bytes([socket.IPPROTO_TCP]):
         return False
-    info = attributes(attributes(entry.get(_PROTOINFO, b"")).get(1, b""))
-    return info.get(1) != bytes([_SYN_SENT])
+    info = attributes(attributes(entry.get(nf.CTA_PROTOINFO, b"")).get(nf.CTA_PROTOINFO_TCP, b""))
+    return info.get(nf.CTA_PROTOINFO_TCP_STATE) != bytes([nf.TCP_CONNTRACK_SYN_SENT])
 
 
 def _named(entry: Mapping[int, bytes]) -> bytes:
-    return _IP + attribute(_ORIGINAL | _NESTED, entry[_ORIGINAL]) + attribute(_ID, entry[_ID])
+    ends = attribute(nf.CTA_TUPLE_ORIG | nl.NLA_F_NESTED, entry[nf.CTA_TUPLE_ORIG])
+    return _IP + ends + attribute(nf.CTA_ID, entry[nf.CTA_ID])

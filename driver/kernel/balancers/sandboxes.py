@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from driver.kernel import netns
-from driver.kernel.balancers import conntrack, nft
+from driver.kernel.balancers import conntrack, listing, nft
+from driver.kernel.balancers import numbers as nf
+from driver.kernel.degraded import degraded
 from driver.kernel.kinds import Balancer, Services
 from driver.kernel.netlink.socket import Channel, Refused, Request
 from driver.kernel.objects import KernelState, Key
@@ -115,7 +117,7 @@ class NetlinkSandboxes:
             generation = nft.generation(channel)
             if held and (held.identity, held.generation) == (identity, generation):
                 return dict(held.balancers)
-            tables = nft.read_tables(channel)
+            tables = listing.read_tables(channel)
             found = [Balancer(sandbox, n, s or {}, sound=s is not None) for n, s in tables.items()]
             held = _Held(identity, generation, {one.key: one for one in found})
             self._held[sandbox] = held
@@ -143,7 +145,7 @@ class NetlinkSandboxes:
         try:
             return nft.commit(channel, requests, generation)
         except Refused as refused:
-            # "No such file": the kernel knows a kind of chain or of expression not, nor a module for it.
+            # "No such file": the kernel lacks a kind of chain or expression, and has no module for it.
             number = errno.EOPNOTSUPP if refused.errno == errno.ENOENT else refused.errno
             raise Refused(number, refused.strerror) from refused
 
@@ -173,6 +175,8 @@ class NetlinkSandboxes:
         try:
             count = conntrack.forget(self._enter(sandbox), left)
         except OSError as failure:
+            if failure.errno not in GONE:
+                degraded("datagrams to a service may go on to a task that has ended", failure)
             log.debug("%s: connections are left as they are: %s", sandbox, failure)
         else:
             log.debug("%s: %d connections forgotten", sandbox, count)
@@ -184,7 +188,7 @@ class NetlinkSandboxes:
             self._close_all()
         descriptor = os.open(self._path_of(sandbox), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            channel = netns.visit(descriptor, lambda: Channel.here(nft.PROTOCOL))
+            channel = netns.visit(descriptor, lambda: Channel.here(nf.NETLINK_NETFILTER))
         finally:
             os.close(descriptor)
         self._open[sandbox] = channel

@@ -15,40 +15,66 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
 
 from driver.kernel.names import ALIAS_PREFIX
+from driver.kernel.netlink import numbers as nl
 from driver.kernel.netlink.socket import Channel, Refused, Request, attribute, attributes
 from driver.wish.values import Address, Interface, Mac, Vni, octets
 
 SOURCE_PORTS = (49152, 65535)
 """UDP source ports of VXLAN: the dynamic range (RFC 7348 section 5)."""
 
-_NEWLINK, _DELLINK, _GETLINK, _GETADDR = 16, 17, 18, 22
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
-_ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 12, 18, 20
-_AF_SPEC, _GROUP, _EXT_MASK = 26, 27, 29
-_SKIP_STATS = struct.pack("=I", 1 << 3)
-_ANY = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
+_SKIP_STATS = struct.pack("=I", nl.RTEXT_FILTER_SKIP_STATS)
+_ANY = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(nl.IFLA_EXT_MASK, _SKIP_STATS)
 """A question for devices, without their statistics."""
 _DOOMED = struct.pack("=I", 0x70796F76)
-_INFO_KIND, _INFO_DATA, _INFO_PORT = 1, 2, 5
-_IFF_UP, IFF_LOOPBACK = 0x1, 0x8
-_AF_BRIDGE = 7
-_BR_STP, _BR_SNOOPING = 5, 23
 #: Of a bridge's settings the others do not matter, and its timers never stand still.
-_BR_ZERO = (_BR_STP, _BR_SNOOPING)
-#: Settings of a bridge's port that a new one has as one: learning; flooding of unknown addresses,
-#: of multicast and of broadcast. And as zero: hairpin, BPDU guard, root block, fast leave, proxy
-#: ARP (two), multicast to unicast, VLAN tunnel, group mask, neighbour suppression, isolation, lock, MAB.
-_PORT_ONE = (8, 9, 27, 30)
-_PORT_ZERO = (4, 5, 6, 7, 10, 11, 28, 29, 31, 32, 33, 39, 40)
-_VX_ID, _VX_LOCAL, _VX_PORTS, _VX_PORT, _VX_LOCAL6 = 1, 4, 10, 15, 17
-_VX_LEARNING, _VX_PROXY = 7, 11
-#: Settings that ours have as zero. Group, device, TTL, TOS, limit; RSC, L2MISS, L3MISS, group6; UDP
-#: checksum (IPv4), none (IPv6, both ways), remote checksum; metadata, flow label, TTL of the inside, DF.
-_VX_ZERO = (2, 3, 5, 6, 9, 12, 13, 14, 16, 18, 19, 20, 21, 22, 25, 26, 28, 29)
-#: Settings that only exist when they are on: group policy, remote checksum, generic protocol.
-_VX_ABSENT = (23, 24, 27)
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_BR_ZERO = (nl.IFLA_BR_STP_STATE, nl.IFLA_BR_MCAST_SNOOPING)
+#: Settings of a bridge's port that a new one has as one, and as zero.
+_PORT_ONE = (
+    nl.IFLA_BRPORT_LEARNING,
+    nl.IFLA_BRPORT_UNICAST_FLOOD,
+    nl.IFLA_BRPORT_MCAST_FLOOD,
+    nl.IFLA_BRPORT_BCAST_FLOOD,
+)
+_PORT_ZERO = (
+    nl.IFLA_BRPORT_MODE,  # hairpin
+    nl.IFLA_BRPORT_GUARD,
+    nl.IFLA_BRPORT_PROTECT,
+    nl.IFLA_BRPORT_FAST_LEAVE,
+    nl.IFLA_BRPORT_PROXYARP,
+    nl.IFLA_BRPORT_PROXYARP_WIFI,
+    nl.IFLA_BRPORT_MCAST_TO_UCAST,
+    nl.IFLA_BRPORT_VLAN_TUNNEL,
+    nl.IFLA_BRPORT_GROUP_FWD_MASK,
+    nl.IFLA_BRPORT_NEIGH_SUPPRESS,
+    nl.IFLA_BRPORT_ISOLATED,
+    nl.IFLA_BRPORT_LOCKED,
+    nl.IFLA_BRPORT_MAB,
+)
+#: Settings of a VXLAN device that ours have as zero.
+_VX_ZERO = (
+    nl.IFLA_VXLAN_GROUP,
+    nl.IFLA_VXLAN_LINK,
+    nl.IFLA_VXLAN_TTL,
+    nl.IFLA_VXLAN_TOS,
+    nl.IFLA_VXLAN_LIMIT,
+    nl.IFLA_VXLAN_RSC,
+    nl.IFLA_VXLAN_L2MISS,
+    nl.IFLA_VXLAN_L3MISS,
+    nl.IFLA_VXLAN_GROUP6,
+    nl.IFLA_VXLAN_UDP_CSUM,
+    nl.IFLA_VXLAN_UDP_ZERO_CSUM6_TX,
+    nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX,
+    nl.IFLA_VXLAN_REMCSUM_TX,
+    nl.IFLA_VXLAN_REMCSUM_RX,
+    nl.IFLA_VXLAN_COLLECT_METADATA,
+    nl.IFLA_VXLAN_LABEL,
+    nl.IFLA_VXLAN_TTL_INHERIT,
+    nl.IFLA_VXLAN_DF,
+)
+#: Settings that only exist when they are on.
+_VX_ABSENT = (nl.IFLA_VXLAN_GBP, nl.IFLA_VXLAN_REMCSUM_NOPARTIAL, nl.IFLA_VXLAN_GPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +105,24 @@ class Link:
     @property
     def up(self) -> bool:
         """Whether it is administratively up."""
-        return bool(self.flags & _IFF_UP)
+        return bool(self.flags & nl.IFF_UP)
 
     @property
     def vni(self) -> Vni:
         """The VNI of a VXLAN device, 0 for others and for those that have none."""
-        return Vni(_number(self.data, _VX_ID)) if self.kind == "vxlan" else Vni(0)
+        return Vni(_number(self.data, nl.IFLA_VXLAN_ID)) if self.kind == "vxlan" else Vni(0)
 
     @property
     def udp_port(self) -> int:
         """The UDP port of a VXLAN device."""
-        return int.from_bytes(self.data.get(_VX_PORT, b""), "big")
+        return int.from_bytes(self.data.get(nl.IFLA_VXLAN_PORT, b""), "big")
 
     @property
     def local(self) -> Address | None:
         """The outer source address of a VXLAN device."""
-        if _VX_LOCAL in self.data:
-            return IPv4Address(self.data[_VX_LOCAL])
-        return IPv6Address(self.data[_VX_LOCAL6]) if _VX_LOCAL6 in self.data else None
+        if nl.IFLA_VXLAN_LOCAL in self.data:
+            return IPv4Address(self.data[nl.IFLA_VXLAN_LOCAL])
+        return IPv6Address(self.data[nl.IFLA_VXLAN_LOCAL6]) if nl.IFLA_VXLAN_LOCAL6 in self.data else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,36 +136,36 @@ class Assigned:
 
 def links(channel: Channel) -> dict[int, Link]:
     """Return all devices of a namespace by index; raise OSError."""
-    found = map(parse, channel.dump(_GETLINK, _ANY))
+    found = map(parse, channel.dump(nl.RTM_GETLINK, _ANY))
     return {link.index: link for link in found}
 
 
 def tunnels(channel: Channel, bridge: int) -> list[int]:
     """Return the VXLAN devices that are ports of *bridge*; raise OSError."""
-    ports = attribute(_MASTER, struct.pack("=I", bridge))
-    kind = attribute(_LINKINFO, attribute(_INFO_KIND, b"vxlan\0"))
-    return [index_of(data) for data in channel.dump(_GETLINK, _ANY + ports + kind)]
+    ports = attribute(nl.IFLA_MASTER, struct.pack("=I", bridge))
+    kind = attribute(nl.IFLA_LINKINFO, attribute(nl.IFLA_INFO_KIND, b"vxlan\0"))
+    return [index_of(data) for data in channel.dump(nl.RTM_GETLINK, _ANY + ports + kind)]
 
 
 def link(channel: Channel, name: str) -> Link | None:
     """Return the device *name*, or None; raise OSError."""
-    answer = channel.ask(_GETLINK, _ANY + attribute(_IFNAME, name.encode() + b"\0"))
+    answer = channel.ask(nl.RTM_GETLINK, _ANY + attribute(nl.IFLA_IFNAME, name.encode() + b"\0"))
     return parse(answer) if answer else None
 
 
 def signature(name: str, alias: str) -> Request:
     """Return the message that gives the device *name* its alias."""
-    named = attribute(_IFNAME, name.encode() + b"\0") + attribute(_IFALIAS, alias.encode())
-    return Request(_NEWLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + named)
+    named = attribute(nl.IFLA_IFNAME, name.encode() + b"\0") + attribute(nl.IFLA_IFALIAS, alias.encode())
+    return Request(nl.RTM_NEWLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + named)
 
 
 def rename(channel: Channel, name: str, new: str) -> None:
     """Give the device *name* another name; it is down then, as kernels before 6.2 want. Raises OSError."""
     found = link(channel, name)
     if found is not None:
-        down = _IFINFO.pack(0, 0, found.index, 0, _IFF_UP)
-        named = _IFINFO.pack(0, 0, found.index, 0, 0) + attribute(_IFNAME, new.encode() + b"\0")
-        channel.do(Request(_NEWLINK, 0, down), Request(_NEWLINK, 0, named))
+        down = _IFINFO.pack(0, 0, found.index, 0, nl.IFF_UP)
+        named = _IFINFO.pack(0, 0, found.index, 0, 0) + attribute(nl.IFLA_IFNAME, new.encode() + b"\0")
+        channel.do(Request(nl.RTM_NEWLINK, 0, down), Request(nl.RTM_NEWLINK, 0, named))
 
 
 def remove(channel: Channel, names: Sequence[str]) -> list[Refused | None]:
@@ -148,11 +174,11 @@ def remove(channel: Channel, names: Sequence[str]) -> list[Refused | None]:
     The kernel waits 15 to 45 ms for its readers when a device goes, and once for a group of them.
     """
     nobody = _IFINFO.pack(0, 0, 0, 0, 0)
-    group = attribute(_GROUP, _DOOMED)
-    marks = [nobody + attribute(_IFNAME, name.encode() + b"\0") + group for name in names]
-    results = channel.attempt([Request(_NEWLINK, 0, mark) for mark in marks])
+    group = attribute(nl.IFLA_GROUP, _DOOMED)
+    marks = [nobody + attribute(nl.IFLA_IFNAME, name.encode() + b"\0") + group for name in names]
+    results = channel.attempt([Request(nl.RTM_NEWLINK, 0, mark) for mark in marks])
     if None in results:
-        channel.do(Request(_DELLINK, 0, nobody + group))
+        channel.do(Request(nl.RTM_DELLINK, 0, nobody + group))
     return results
 
 
@@ -165,27 +191,27 @@ def bridge_is_sound(found: Link) -> bool:
 def tunnel_is_sound(found: Link) -> bool:
     """Tell whether a VXLAN device has the fixed settings that ours have; they cannot be changed later."""
     data = found.data
-    if not _number(data, _VX_PROXY) or any(kind in data for kind in _VX_ABSENT):
+    if not _number(data, nl.IFLA_VXLAN_PROXY) or any(kind in data for kind in _VX_ABSENT):
         return False
-    if struct.unpack("!HH", data.get(_VX_PORTS, bytes(4))) != SOURCE_PORTS:
+    if struct.unpack("!HH", data.get(nl.IFLA_VXLAN_PORT_RANGE, bytes(4))) != SOURCE_PORTS:
         return False
     return not any(_number(data, kind) for kind in _VX_ZERO)
 
 
 def learns(found: Link) -> bool:
     """Tell whether a VXLAN device learns addresses from frames; ours are told."""
-    return bool(_number(found.data, _VX_LEARNING))
+    return bool(_number(found.data, nl.IFLA_VXLAN_LEARNING))
 
 
 def addresses(channel: Channel) -> list[Assigned]:
     """Return the addresses of all devices of a namespace; raise OSError."""
     found = []
-    for data in channel.dump(_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0)):
+    for data in channel.dump(nl.RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0)):
         _, length, _, scope, index = _IFADDR.unpack_from(data)
         values = attributes(data, _IFADDR.size)
-        packed = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
+        packed = values.get(nl.IFA_LOCAL) or values.get(nl.IFA_ADDRESS)
         if packed:
-            found.append(Assigned(index, ip_interface((packed, length)), scope == 0))
+            found.append(Assigned(index, ip_interface((packed, length)), scope == nl.RT_SCOPE_UNIVERSE))
     return found
 
 
@@ -218,38 +244,38 @@ def address_index(data: bytes) -> int:
 
 def netconf_index(data: bytes) -> int:
     """Return which device's settings a message is about; below zero: those of all, or of new ones."""
-    return int.from_bytes(attributes(data, 4).get(1, b""), sys.byteorder, signed=True)
+    return int.from_bytes(attributes(data, 4).get(nl.NETCONFA_IFINDEX, b""), sys.byteorder, signed=True)
 
 
 def is_bridge_ports(data: bytes) -> bool:
     """Tell whether a link message is a bridge's, about a port of it."""
-    return data[0] == _AF_BRIDGE
+    return data[0] == nl.AF_BRIDGE
 
 
 def port_is_sound(data: bytes) -> bool:
     """Tell whether the port that a bridge's message is about has the settings of a new one."""
-    return _is_plain(attributes(data, _IFINFO.size).get(_PROTINFO, b""))
+    return _is_plain(attributes(data, _IFINFO.size).get(nl.IFLA_PROTINFO, b""))
 
 
 def parse(data: bytes) -> Link:
     """Decode a link message."""
     _, _, index, flags, _ = _IFINFO.unpack_from(data)
     values = attributes(data, _IFINFO.size)
-    info = attributes(values.get(_LINKINFO, b""))
-    kind = _text(info.get(_INFO_KIND, b""))
-    settings = attributes(info.get(_INFO_DATA, b""))
+    info = attributes(values.get(nl.IFLA_LINKINFO, b""))
+    kind = _text(info.get(nl.IFLA_INFO_KIND, b""))
+    settings = attributes(info.get(nl.IFLA_INFO_DATA, b""))
     return Link(
         index,
-        _text(values.get(_IFNAME, b"")),
+        _text(values.get(nl.IFLA_IFNAME, b"")),
         kind,
-        flags & (_IFF_UP | IFF_LOOPBACK),
-        _number(values, _MTU),
-        _number(values, _MASTER),
-        Mac(values.get(_ADDRESS, b"").hex(":")),
-        _text(values.get(_IFALIAS, b"")),
+        flags & (nl.IFF_UP | nl.IFF_LOOPBACK),
+        _number(values, nl.IFLA_MTU),
+        _number(values, nl.IFLA_MASTER),
+        Mac(values.get(nl.IFLA_ADDRESS, b"").hex(":")),
+        _text(values.get(nl.IFLA_IFALIAS, b"")),
         {k: v for k, v in settings.items() if k in _BR_ZERO} if kind == "bridge" else settings,
-        _forwards(attributes(values.get(_AF_SPEC, b""))),
-        _is_plain(info.get(_INFO_PORT, b"")),
+        _forwards(attributes(values.get(nl.IFLA_AF_SPEC, b""))),
+        _is_plain(info.get(nl.IFLA_INFO_SLAVE_DATA, b"")),
     )
 
 
@@ -262,8 +288,8 @@ def _is_plain(port: bytes) -> bool:
 
 def _forwards(families: Mapping[int, bytes]) -> bool:
     # In each family's array of settings "forwarding" comes first (linux/ip.h, linux/ipv6.h).
-    ipv4 = attributes(families.get(socket.AF_INET, b"")).get(1, b"")
-    ipv6 = attributes(families.get(socket.AF_INET6, b"")).get(2)
+    ipv4 = attributes(families.get(socket.AF_INET, b"")).get(nl.IFLA_INET_CONF, b"")
+    ipv6 = attributes(families.get(socket.AF_INET6, b"")).get(nl.IFLA_INET6_CONF)
     return any(ipv4[:4]) and (ipv6 is None or any(ipv6[:4]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Any, NamedTuple
 
@@ -9,13 +10,10 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from driver.kernel.netlink import links
-from driver.kernel.netlink.socket import CREATE, EXCL, REPLACE, Request, attribute
+from driver.kernel.netlink import numbers as nl
+from driver.kernel.netlink.socket import HEADER, Request, attribute
 from driver.wish.values import Address, Interface, Mac
 
-_NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
-_UP = 0x1
-_NODAD, _LINK = 0x02, 253
-_AF_SPEC, _INET, _INET_CONF, _INET_FORWARDING = 26, 2, 1, 1
 _MTU_OF_NOBODY = 65535
 
 _Attributes = list[tuple[str, Any]]
@@ -38,12 +36,12 @@ def version(local: Address | None) -> int:
 
 def deleted(index: int) -> Request:
     """Delete a device."""
-    return Request(_DELLINK, 0, _link(index, None, []))
+    return Request(nl.RTM_DELLINK, 0, _link(index, None, []))
 
 
 def raised(index: int) -> Request:
     """Set a device up."""
-    return _changed(index, _UP, [])
+    return _changed(index, nl.IFF_UP, [])
 
 
 def released(index: int) -> Request:
@@ -72,7 +70,7 @@ def bridge(index: int, mac: Mac, mtu: int, alias: str) -> Request:
         ("IFLA_MASTER", 0),
         _bridge_kind(),
     ]
-    return Request(_NEWLINK, 0, _link(index, _UP, settings) + _forwarding())
+    return Request(nl.RTM_NEWLINK, 0, _link(index, nl.IFF_UP, settings) + _forwarding())
 
 
 def new_vxlan(name: str, vni: int, port: int, local: Address | None, namespace: int) -> Request:
@@ -113,37 +111,37 @@ def new_pair(name: str, mtu: int, peer: ContainerEnd) -> Request:
 
 def new_address(index: int, interface: Interface) -> Request:
     """Give a device an address."""
-    return Request(_NEWADDR, CREATE | REPLACE, _address(index, interface))
+    return Request(nl.RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, _address(index, interface))
 
 
 def deleted_address(index: int, interface: Interface) -> Request:
     """Take an address from a device."""
-    return Request(_DELADDR, 0, _address(index, interface))
+    return Request(nl.RTM_DELADDR, 0, _address(index, interface))
 
 
 def _new(values: _Attributes) -> Request:
-    return Request(_NEWLINK, CREATE | EXCL, _link(0, None, values))
+    return Request(nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, _link(0, None, values))
 
 
 def _changed(index: int, flags: int | None, values: _Attributes) -> Request:
-    return Request(_NEWLINK, 0, _link(index, flags, values))
+    return Request(nl.RTM_NEWLINK, 0, _link(index, flags, values))
 
 
 def _link(index: int, flags: int | None, values: _Attributes) -> bytes:
     message = ifinfmsg()
     message["index"] = index
     if flags is not None:
-        message["flags"], message["change"] = flags, _UP
+        message["flags"], message["change"] = flags, nl.IFF_UP
     message["attrs"] = values
     return _body(message)
 
 
 def _address(index: int, interface: Interface) -> bytes:
     message = ifaddrmsg()
-    message["family"] = 2 if interface.version == 4 else 10
+    message["family"] = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     message["prefixlen"] = interface.network.prefixlen
-    message["flags"] = 0 if interface.version == 4 else _NODAD
-    message["scope"] = _LINK if interface.is_link_local else 0
+    message["flags"] = 0 if interface.version == 4 else nl.IFA_F_NODAD
+    message["scope"] = nl.RT_SCOPE_LINK if interface.is_link_local else nl.RT_SCOPE_UNIVERSE
     message["index"] = index
     message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
     return _body(message)
@@ -151,7 +149,7 @@ def _address(index: int, interface: Interface) -> bytes:
 
 def _body(message: Any) -> bytes:
     message.encode()
-    return bytes(message.data[16:])  # without the header, which the channel adds
+    return bytes(message.data[HEADER.size :])  # without the header, which the channel adds
 
 
 def _linkinfo(kind: str, values: _Attributes) -> tuple[str, Any]:
@@ -171,5 +169,5 @@ def _movable(local: Address | None) -> _Attributes:
 
 def _forwarding() -> bytes:
     # By hand: pyroute2 takes IFLA_INET_CONF for a structure, and would send one.
-    on = attribute(_INET_FORWARDING, struct.pack("=I", 1))
-    return attribute(_AF_SPEC, attribute(_INET, attribute(_INET_CONF, on)))
+    on = attribute(nl.IPV4_DEVCONF_FORWARDING, struct.pack("=I", 1))
+    return attribute(nl.IFLA_AF_SPEC, attribute(socket.AF_INET, attribute(nl.IFLA_INET_CONF, on)))

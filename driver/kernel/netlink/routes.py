@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from driver.kernel.netlink import links
-from driver.kernel.netlink.links import IFF_LOOPBACK, Link
+from driver.kernel.netlink import numbers as nl
+from driver.kernel.netlink.links import Link
 from driver.kernel.netlink.socket import Channel, attribute, attributes
 from driver.wish.errors import KernelError
 from driver.wish.values import Address, Prefix
 
-_GETROUTE = 26
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH = 1, 4, 5, 6, 7, 9
-_CLONED = 0x200
-_BROADCAST, _ANYCAST, _MULTICAST = 3, 4, 5
+_TO_NO_HOST = (nl.RTN_BROADCAST, nl.RTN_ANYCAST, nl.RTN_MULTICAST)
 _NEXT_HOP = struct.Struct("=HBBi")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -51,7 +49,7 @@ def device(host: Channel, vtep: Address | None) -> Link | None:
     try:
         devices = links.links(host)
         found = _device_of(host, devices, vtep) if vtep else None
-        if vtep is None or (found and found.flags & IFF_LOOPBACK):
+        if vtep is None or (found and found.flags & nl.IFF_LOOPBACK):
             route = _default(host)
             found = devices.get(route.device, found) if route else found
     except OSError as failure:
@@ -101,9 +99,9 @@ def _source_towards(host: Channel, route: _Route) -> Address | None:
     packed = route.gateway.packed
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
     question = _RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
-    question += attribute(_DST, packed) + attribute(_OIF, struct.pack("=I", route.device))
-    answer = host.ask(_GETROUTE, question)
-    source = attributes(answer, _RTMSG.size).get(_PREFSRC) if answer else None
+    question += attribute(nl.RTA_DST, packed) + attribute(nl.RTA_OIF, struct.pack("=I", route.device))
+    answer = host.ask(nl.RTM_GETROUTE, question)
+    source = attributes(answer, _RTMSG.size).get(nl.RTA_PREFSRC) if answer else None
     found = ip_address(source) if source else None
     return None if found is None or found.is_link_local else found
 
@@ -115,28 +113,29 @@ def _address_on(host: Channel, route: _Route) -> Address | None:
 
 
 def _routes(host: Channel) -> Iterator[_Route]:
+    """Read all tables, without what leads to no other host and what is only remembered (cloned)."""
     for family in _FAMILIES:
-        for data in host.dump(_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+        for data in host.dump(nl.RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
             of, length, _, _, _, _, _, kind, flags = _RTMSG.unpack_from(data)
-            if of not in _FAMILIES or flags & _CLONED or kind in (_BROADCAST, _ANYCAST, _MULTICAST):
+            if of not in _FAMILIES or flags & nl.RTM_F_CLONED or kind in _TO_NO_HOST:
                 continue
             values = attributes(data, _RTMSG.size)
-            if _MULTIPATH in values:  # the first next hop speaks for all
-                hop = values[_MULTIPATH]
-                values[_OIF] = struct.pack("=i", _NEXT_HOP.unpack_from(hop)[3])
+            if nl.RTA_MULTIPATH in values:  # the first next hop speaks for all
+                hop = values[nl.RTA_MULTIPATH]
+                values[nl.RTA_OIF] = struct.pack("=i", _NEXT_HOP.unpack_from(hop)[3])
                 values |= attributes(hop[: _NEXT_HOP.unpack_from(hop)[0]], _NEXT_HOP.size)
             yield _route(of, length, values)
 
 
 def _route(family: int, length: int, values: dict[int, bytes]) -> _Route:
-    target = values.get(_DST, bytes(4 if family == socket.AF_INET else 16))
-    gateway, source = values.get(_GATEWAY), values.get(_PREFSRC)
+    target = values.get(nl.RTA_DST, bytes(4 if family == socket.AF_INET else 16))
+    gateway, source = values.get(nl.RTA_GATEWAY), values.get(nl.RTA_PREFSRC)
     return _Route(
         ip_network((target, length), strict=False),
-        int.from_bytes(values.get(_OIF, b""), sys.byteorder),
+        int.from_bytes(values.get(nl.RTA_OIF, b""), sys.byteorder),
         ip_address(gateway) if gateway else None,
         ip_address(source) if source else None,
-        int.from_bytes(values.get(_PRIORITY, b""), sys.byteorder),
+        int.from_bytes(values.get(nl.RTA_PRIORITY, b""), sys.byteorder),
     )
 
 

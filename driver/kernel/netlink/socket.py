@@ -15,20 +15,28 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-ACK, DUMP, REPLACE, EXCL, CREATE, APPEND = 0x4, 0x300, 0x100, 0x200, 0x400, 0x800
+from driver.kernel.degraded import degraded
+from driver.kernel.netlink import numbers as nl
 
-_HEADER = struct.Struct("=IHHII")
+HEADER = struct.Struct("=IHHII")
+"""Of every message (nlmsghdr): length with itself, type, flags, sequence, port."""
+CHUNK = 64 << 10
+"""Bytes to read at a time; the kernel fills at most 32 KiB of one answer."""
+
 _ATTRIBUTE = struct.Struct("=HH")
-_REQUEST, _ACK_TLVS, _DUMP_INTERRUPTED = 0x1, 0x200, 0x10
-_ERROR, _DONE = 2, 3
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SIOCGSKNS = 32, 33, 0x894C
-_ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
-_RECEIVE_BUFFER, _SEND_BUFFER = 4 << 20, 16 << 20
-_CHUNK = 64 << 10  # the kernel fills at most 32 KiB of one answer
 _BATCH = 200
 _DUMP_TRIES = 10
 _PATIENCE = struct.pack("@ll", 10, 0)
+_ERROR_SIZE = 4 + HEADER.size
+"""Of nlmsgerr: the number, and the header of the request that failed."""
+_OPTIONS = (
+    (socket.SOL_SOCKET, nl.SO_RCVBUFFORCE, 4 << 20, "the outcome of very large changes may be lost"),
+    (socket.SOL_SOCKET, nl.SO_SNDBUFFORCE, 16 << 20, "very large changes may fail"),
+    (nl.SOL_NETLINK, nl.NETLINK_CAP_ACK, 1, "the kernel's refusals come without an explanation"),
+    (nl.SOL_NETLINK, nl.NETLINK_EXT_ACK, 1, "the kernel's refusals come without an explanation"),
+    (nl.SOL_NETLINK, nl.NETLINK_GET_STRICT_CHK, 1, "the state of networks is read more slowly"),
+)
+"""Each with what it costs to do without."""
 
 
 class Request(NamedTuple):
@@ -49,19 +57,10 @@ class Channel:
     def __init__(self, raw: socket.socket) -> None:
         self._socket = raw
         self._sequence = 0
-        self._buffer = memoryview(bytearray(_CHUNK))
+        self._buffer = memoryview(bytearray(CHUNK))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
-        for level, option, value in (
-            (socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER),
-            (socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER),
-            (_SOL_NETLINK, _CAP_ACK, 1),
-            (_SOL_NETLINK, _EXT_ACK, 1),
-            (_SOL_NETLINK, _STRICT_CHECK, 1),
-        ):
-            try:
-                raw.setsockopt(level, option, value)
-            except OSError:
-                continue  # older kernels: shorter texts, wider dumps, filtered by the callers anyway
+        for level, option, value, otherwise in _OPTIONS:
+            prefer(raw, level, option, value, otherwise)
 
     @classmethod
     def here(cls, protocol: int = socket.NETLINK_ROUTE) -> Channel:
@@ -76,7 +75,7 @@ class Channel:
 
     def namespace(self) -> int:
         """Open the namespace that this channel leads to; the caller closes it. Raises OSError."""
-        return fcntl.ioctl(self._socket, _SIOCGSKNS)
+        return fcntl.ioctl(self._socket, nl.SIOCGSKNS)
 
     def do(self, *requests: Request) -> None:
         """Carry out *requests* in order; raise Refused for the first that failed."""
@@ -94,7 +93,7 @@ class Channel:
     def transact(self, begin: Request, requests: Sequence[Request], end: Request) -> None:
         """Carry out all of *requests*, or none: raise Refused with the first reason (nfnetlink's batches)."""
         *first, last = requests
-        start = self._send([begin, *first, last._replace(flags=last.flags | ACK), end])
+        start = self._send([begin, *first, last._replace(flags=last.flags | nl.NLM_F_ACK), end])
         while True:
             for number, refusal in self._acknowledgements(start):
                 if refusal:
@@ -125,23 +124,27 @@ class Channel:
         raise Refused(errno.EINTR, f"the kernel's tables changed during each of {_DUMP_TRIES} reads")
 
     def _dump_once(self, kind: int, body: bytes) -> list[bytes] | None:
-        start = self._send([Request(kind, DUMP, body)])
+        """Read to the end in any case: what is left in the socket would be taken for the next answer."""
+        start = self._send([Request(kind, nl.NLM_F_DUMP, body)])
         found: list[bytes] = []
         whole = True
         while True:
             for flags, answer, data in self._receive(start):
-                whole = whole and not flags & _DUMP_INTERRUPTED
-                if answer == _DONE:
+                whole = whole and not flags & nl.NLM_F_DUMP_INTR
+                if answer == nl.NLMSG_DONE:
                     return found if whole else None
-                if answer == _ERROR:
+                if answer == nl.NLMSG_ERROR:
                     raise _refusal(data, flags) or Refused(errno.EPROTO, os.strerror(errno.EPROTO))
                 found.append(data)
 
     def _batch(self, requests: Sequence[Request]) -> list[Refused | None]:
-        # The kernel works through a batch in order and reports every failure, asked or not;
-        # so the acknowledgement of the last message says that the silent ones succeeded.
+        """Ask for one acknowledgement, that of the last request.
+
+        The kernel works through a batch in order and reports every failure, asked or not; so that
+        acknowledgement says that the silent ones succeeded.
+        """
         *first, last = requests
-        start = self._send([*first, last._replace(flags=last.flags | ACK)])
+        start = self._send([*first, last._replace(flags=last.flags | nl.NLM_F_ACK)])
         results: list[Refused | None] = [None] * len(requests)
         try:
             while True:
@@ -156,9 +159,9 @@ class Channel:
         size = self._socket.recv_into(self._buffer)
         offset = 0
         while offset < size:
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(self._buffer, offset)
-            if kind == _ERROR and sequence >= start:
-                data = bytes(self._buffer[offset + _HEADER.size : offset + length])
+            length, kind, flags, sequence, _ = HEADER.unpack_from(self._buffer, offset)
+            if kind == nl.NLMSG_ERROR and sequence >= start:
+                data = bytes(self._buffer[offset + HEADER.size : offset + length])
                 yield sequence - start, _refusal(data, flags)
             offset += (length + 3) & ~3
 
@@ -166,8 +169,9 @@ class Channel:
         start = self._sequence + 1
         parts: list[bytes] = []
         for sequence, (kind, flags, body) in enumerate(requests, start):
-            size = _HEADER.size + len(body)
-            parts += (_HEADER.pack(size, kind, flags | _REQUEST, sequence, 0), body, b"\0" * (-size % 4))
+            size = HEADER.size + len(body)
+            header = HEADER.pack(size, kind, flags | nl.NLM_F_REQUEST, sequence, 0)
+            parts += (header, body, b"\0" * (-size % 4))
         self._sequence += len(requests)
         self._socket.send(b"".join(parts))
         return start
@@ -178,10 +182,18 @@ class Channel:
         data = bytes(self._buffer[:size])
         offset = 0
         while offset < size:
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
             if sequence >= start:
-                yield flags, kind, data[offset + _HEADER.size : offset + length]
+                yield flags, kind, data[offset + HEADER.size : offset + length]
             offset += (length + 3) & ~3
+
+
+def prefer(raw: socket.socket, level: int, option: int, value: int, otherwise: str) -> None:
+    """Set an option of a socket; where the kernel refuses it, warn once of what that costs."""
+    try:
+        raw.setsockopt(level, option, value)
+    except OSError as failure:
+        degraded(otherwise, failure)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -192,18 +204,18 @@ def attribute(kind: int, value: bytes) -> bytes:
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Decode the attributes from *offset* on, without the kernel's nesting flags."""
     found: dict[int, bytes] = {}
-    end = len(data) - 3
+    end, mask = len(data) - 3, nl.NLA_TYPE_MASK
     while offset < end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < _ATTRIBUTE.size:
             break
-        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        found[kind & mask] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
 
 
 def _answer(flags: int, kind: int, data: bytes) -> bytes | None:
-    if kind != _ERROR:
+    if kind != nl.NLMSG_ERROR:
         return data
     refusal = _refusal(data, flags)
     if refusal is None or refusal.errno in (errno.ENODEV, errno.ENOENT):
@@ -215,5 +227,5 @@ def _refusal(data: bytes, flags: int) -> Refused | None:
     number = -int.from_bytes(data[:4], sys.byteorder, signed=True)
     if number == 0:
         return None
-    text = attributes(data, 20).get(_ERROR_TEXT, b"") if flags & _ACK_TLVS else b""
+    text = attributes(data, _ERROR_SIZE).get(nl.NLMSGERR_ATTR_MSG, b"") if flags & nl.NLM_F_ACK_TLVS else b""
     return Refused(number, text.rstrip(b"\0").decode(errors="replace") or os.strerror(number))

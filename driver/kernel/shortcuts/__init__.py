@@ -1,9 +1,9 @@
 """Shortcuts: frames from other hosts straight into the container, past the bridge (ADR 12).
 
-Belongs here: the BPF program and its map, and the tc filter that holds them.
+Belongs here: the BPF program and its maps, and the tc filter that holds them.
 
 Stays out: which containers get one. A kernel that has none of this works without it.
 
-A reviewer checks: a failure leaves the bridge in charge, never a frame without a way; a program that works
-in another way bears another name.
+A reviewer checks: a failure leaves the bridge in charge, never a frame that goes nowhere; a program that
+works in another way bears another name.
 """

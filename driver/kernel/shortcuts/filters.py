@@ -13,24 +13,26 @@ from pathlib import Path
 
 from driver.kernel import netns
 from driver.kernel.netlink import links, messages
-from driver.kernel.netlink.socket import CREATE, EXCL, Channel, Refused, Request, attribute, attributes
+from driver.kernel.netlink import numbers as nl
+from driver.kernel.netlink.socket import Channel, Refused, Request, attribute, attributes
 from driver.kernel.refusal import GONE
 from driver.kernel.shortcuts import bpf
 from driver.kernel.shortcuts.bpf import Rows
 from driver.wish.values import Mac, octets
 
-_NEWQDISC, _NEWTFILTER, _DELTFILTER, _GETTFILTER = 36, 44, 45, 46
+_NEW = nl.NLM_F_CREATE | nl.NLM_F_EXCL
 _TCMSG = struct.Struct("=BxxxiIII")
-_CLSACT, _CLSACT_HANDLE, _INGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2
+_CLSACT_HANDLE = nl.TC_H_CLSACT & nl.TC_H_MAJ_MASK
+_INGRESS = _CLSACT_HANDLE | nl.TC_H_MIN_INGRESS
 _HANDLE, _PRIORITY = 1, 0x7079
-_INFO = _PRIORITY << 16 | int.from_bytes(struct.pack("!H", 0x0003), sys.byteorder)  # of every protocol
-_KIND, _OPTIONS, _FD, _NAME, _FLAGS, _ID, _DIRECT = 1, 2, 6, 7, 8, 11, 1
+_INFO = _PRIORITY << 16 | socket.htons(nl.ETH_P_ALL)
 _NONE = (*GONE, errno.EINVAL, errno.EOPNOTSUPP)
 """How the kernel says that there is no filter: no device, no qdisc, or none in this kernel."""
 _OUR_NAME = bpf.NAME
 """A program that works in another way needs another name, so that it takes the old one's place."""
 
-_LOOPBACK, _EXPERIMENTAL = 1, 0x88B5
+_LOOPBACK = 1
+"""The index of every namespace's own loopback device."""
 _PORT, _PEER, _MAC, _MTU = "port", "peer", Mac("02:00:00:00:00:01"), 1500
 """Of the pair by which shortcuts are tried out."""
 _FRAMES, _LOOKS, _PAUSE = 32, 10, 0.02
@@ -87,27 +89,28 @@ def remove(channel: Channel, tunnel: int) -> None:
     """Lead all frames over the bridge again: the filter goes. Raises OSError."""
     if _program(channel, tunnel) is not None:
         head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
-        channel.do(Request(_DELTFILTER, 0, head + attribute(_KIND, b"bpf\0")))
+        channel.do(Request(nl.RTM_DELTFILTER, 0, head + attribute(nl.TCA_KIND, b"bpf\0")))
 
 
 def _program(channel: Channel, tunnel: int) -> int | None:
     """Return the id of the program of our filter; None when there is no such filter."""
     try:
-        filters = channel.dump(_GETTFILTER, _TCMSG.pack(0, tunnel, 0, _INGRESS, 0))
+        filters = channel.dump(nl.RTM_GETTFILTER, _TCMSG.pack(0, tunnel, 0, _INGRESS, 0))
     except Refused as refused:
         if refused.errno in _NONE:
             return None
         raise
     for data in filters:
         _, _, handle, _, info = _TCMSG.unpack_from(data)
-        options = attributes(attributes(data, _TCMSG.size).get(_OPTIONS, b""))
-        ours = options.get(_NAME, b"").rstrip(b"\0") == _OUR_NAME and _ID in options
+        options = attributes(attributes(data, _TCMSG.size).get(nl.TCA_OPTIONS, b""))
+        ours = options.get(nl.TCA_BPF_NAME, b"").rstrip(b"\0") == _OUR_NAME and nl.TCA_BPF_ID in options
         if (handle, info) == (_HANDLE, _INFO) and ours:
-            return int.from_bytes(options[_ID], sys.byteorder)
+            return int.from_bytes(options[nl.TCA_BPF_ID], sys.byteorder)
     return None
 
 
 def _install(channel: Channel, tunnel: int) -> Rows:
+    """Make map, program and filter. The filter keeps the other two; without it they end with us."""
     rows = Rows.new()
     try:
         program = rows.load()
@@ -122,15 +125,16 @@ def _install(channel: Channel, tunnel: int) -> Rows:
 
 
 def _attach(channel: Channel, tunnel: int, program: int) -> None:
-    qdisc = _TCMSG.pack(0, tunnel, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_KIND, b"clsact\0")
-    (refused,) = channel.attempt([Request(_NEWQDISC, CREATE | EXCL, qdisc)])
+    qdisc = _TCMSG.pack(0, tunnel, _CLSACT_HANDLE, nl.TC_H_CLSACT, 0) + attribute(nl.TCA_KIND, b"clsact\0")
+    (refused,) = channel.attempt([Request(nl.RTM_NEWQDISC, _NEW, qdisc)])
     if refused and refused.errno != errno.EEXIST:
         raise refused
-    options = attribute(_FD, struct.pack("=I", program)) + attribute(_NAME, _OUR_NAME + b"\0")
-    options += attribute(_FLAGS, struct.pack("=I", _DIRECT))
+    options = attribute(nl.TCA_BPF_FD, struct.pack("=I", program))
+    options += attribute(nl.TCA_BPF_NAME, _OUR_NAME + b"\0")
+    options += attribute(nl.TCA_BPF_FLAGS, struct.pack("=I", nl.TCA_BPF_FLAG_ACT_DIRECT))
     head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
-    body = head + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
-    channel.do(Request(_NEWTFILTER, CREATE | EXCL, body))
+    body = head + attribute(nl.TCA_KIND, b"bpf\0") + attribute(nl.TCA_OPTIONS, options)
+    channel.do(Request(nl.RTM_NEWTFILTER, _NEW, body))
 
 
 def _nowhere(stack: contextlib.ExitStack) -> int:
@@ -151,7 +155,7 @@ def _send() -> None:
         opened.bind(("lo", 0))
         mac = octets(_MAC)
         for _ in range(_FRAMES):
-            opened.send(mac + mac + struct.pack("!H46x", _EXPERIMENTAL))
+            opened.send(mac + mac + struct.pack("!H46x", nl.ETH_P_802_EX1))
 
 
 def _are_counted() -> bool:
