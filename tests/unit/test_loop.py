@@ -384,13 +384,13 @@ def test_what_the_kernel_does_not_keep_is_an_error_until_it_does(
         kernel.stubborn = True
         kernel.spoil(replace(right, mtu=1400))
         complaint = f"not converged: what was set is not what the kernel has: {right.name}: mtu was 1400"
-        assert _soon(lambda: f"network {NET}: VXLAN {right.name}: {complaint}" in caplog.text)
+        assert _soon(lambda: f"network {NET}: VXLAN device {right.name}: {complaint}" in caplog.text)
         with pytest.raises(KernelError, match="not converged"):
             node.attach(EP2, "10.62.0.5")
         applied = len(kernel.applied)
         assert _soon(lambda: len(kernel.applied) > applied), "tried again"
         told = [r.getMessage() for r in caplog.records if r.name.startswith("driver.reconcile")]
-        assert told == [f"network {NET}: VXLAN {right.name}: {complaint} (1 in all)"], "once"
+        assert told == [f"network {NET}: VXLAN device {right.name}: {complaint} (1 in all)"], "once"
         kernel.stubborn = False
         assert _soon(lambda: node.have()[right.key] == right)
         node.attach(EP2, "10.62.0.5")
