@@ -9,13 +9,13 @@ import pytest
 
 from driver.cluster import peering
 from driver.cluster.peering import Peering
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Host, Network
 from driver.wish.peers import GRACE
 from driver.wish.records import Publication, View
 from driver.wish.state import State
 from driver.wish.values import Address
 from driver.wish.wish import Wish
+from tests.fakes.disk import MemoryDisk
 from tests.unit.test_peers import FULL, ME, NET, VTEP, A, B, C, record, view, where
 
 WITHOUT_A = view(record("10.0.0.1", ME), record("10.0.0.3", B), record("10.0.0.4", C), nodes=(ME, B, C))

@@ -12,11 +12,11 @@ import pytest
 
 from driver.kernel.objects import Balancer, Services
 from driver.reconcile.sandboxes import SandboxReconciler
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Phase
 from driver.wish.state import State, with_endpoint, with_phase, without_endpoint
 from driver.wish.values import EndpointId
 from driver.wish.wish import Wish
+from tests.fakes.disk import MemoryDisk
 from tests.fakes.sandboxes import FakeSandboxes
 from tests.unit.test_balancers import NET, VIP, at, endpoint, record, state
 
