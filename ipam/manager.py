@@ -92,7 +92,7 @@ class AddressManager:
 
     @property
     def state(self) -> IpamState:
-        """The state as of now; a value, safe to look at for as long as one likes."""
+        """The state as of now: a value, safe to look at for as long as one likes."""
         return self._committed.snapshot()[0]
 
     def _change(self, step: Callable[[IpamState, float], tuple[IpamState, T]], *, lasting: bool = True) -> T:
@@ -104,12 +104,12 @@ class AddressManager:
         return answer
 
     def capabilities(self) -> Capabilities:
-        """IpamDriver.GetCapabilities; also the sign that a replay may follow (see `replay`)."""
+        """Answer IpamDriver.GetCapabilities; it is also the sign that a replay may follow (see `replay`)."""
         self._change(lambda state, now: (replay.begin_epoch(state, now), None))
         return Capabilities()
 
     def default_address_spaces(self) -> AddressSpaces:
-        """IpamDriver.GetDefaultAddressSpaces."""
+        """Answer IpamDriver.GetDefaultAddressSpaces."""
         return AddressSpaces()
 
     def request_pool(
@@ -120,7 +120,7 @@ class AddressManager:
         options: Mapping[str, str] | None = None,
         v6: bool = False,
     ) -> PoolLease:
-        """IpamDriver.RequestPool. A named pool that is open already is answered again.
+        """Open a pool (IpamDriver.RequestPool). A named one that is open already is answered again.
 
         Raises BadRequest, Conflict (overlap), Exhausted (no default pool left), DiskError.
         """
@@ -132,7 +132,7 @@ class AddressManager:
         return PoolLease(str(pool_id), pool_id.prefix)
 
     def release_pool(self, pool_id: str) -> None:
-        """IpamDriver.ReleasePool. Succeeds for what is not there, and when the disk is full."""
+        """Close a pool (IpamDriver.ReleasePool); one that is not there, or a full disk, is no error."""
         try:
             parsed = parse_pool_id(pool_id)
         except NotFound:
@@ -144,7 +144,7 @@ class AddressManager:
     def request_address(
         self, pool_id: str, address: str | None = None, options: Mapping[str, str] | None = None
     ) -> AddressLease:
-        """IpamDriver.RequestAddress; *address* None or "" means any.
+        """Give an address (IpamDriver.RequestAddress); None or "" asks for any.
 
         Raises NotFound (pool), BadRequest, Conflict (twin), Exhausted, DiskError.
         """
@@ -156,7 +156,7 @@ class AddressManager:
         return AddressLease(interface)
 
     def release_address(self, pool_id: str, address: str) -> None:
-        """IpamDriver.ReleaseAddress. Succeeds for what is not there, and when the disk is full.
+        """Take an address back (IpamDriver.ReleaseAddress); an unknown one, or a full disk, is no error.
 
         Raises BadRequest for an address that does not parse.
         """
