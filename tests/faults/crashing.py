@@ -300,7 +300,7 @@ def main(arguments: Sequence[str]) -> int:
     subprocess.run("ip link add eth0 type bridge; ip link set eth0 up", shell=True, check=True)
     subprocess.run(["ip", "address", "add", f"{VTEP}/24", "dev", "eth0"], check=True)
     # The audit is what notices what no call tells of.
-    setattr(plugin.wiring, "Engine", partial(NetworkReconciler, audit_interval=0.3))  # noqa: B010 -- not exported
+    setattr(plugin.wiring, "NetworkReconciler", partial(NetworkReconciler, audit_interval=0.3))  # noqa: B010 -- not exported
     bench = Bench(Path(etcd), Path(folder), beside="beside" in names)
     bad = 0
     try:
