@@ -26,12 +26,12 @@ from bench.scene import apart
 from driver.kernel import netns
 from driver.kernel.balancers.sandboxes import NetlinkSandboxes
 from driver.reconcile.sandboxes import SandboxReconciler
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Endpoint, Host, Network, Peer, PeerNode, Peers, Phase
 from driver.wish.records import ServiceRecord
 from driver.wish.state import State
 from driver.wish.values import Address, EndpointId, NetworkId, NodeId, mac_of
 from driver.wish.wish import Wish
+from tests.fakes.disk import MemoryDisk
 from tests.kernel.hosts import Space
 
 NET = NetworkId("net1")

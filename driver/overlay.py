@@ -50,6 +50,7 @@ from driver.wish.values import (
     Mac,
     NetworkId,
     Prefix,
+    Vni,
     mac_of,
     parse_id,
 )
@@ -280,20 +281,17 @@ class Overlay:
 
     def _allocate(
         self, network: NetworkId, parsed: NetworkOptions, segments: int, *, replay: bool
-    ) -> tuple[int, ...]:
+    ) -> tuple[Vni, ...]:
         """Choose and record VNIs as the leader; in a *replay* the given ones are a former leader's choice."""
-        allocated: list[tuple[int, ...]] = []
 
-        def transition(state: State) -> State:
+        def step(state: State) -> tuple[State, tuple[Vni, ...]]:
             given = parsed.vnis or state.allocations.get(network, ())
             in_use = vnis_in_use(state, besides=network, doubtful=not parsed.vnis)
             used = () if replay and given else in_use
             vnis = choose_vnis(network, given, segments, used)
-            allocated.append(vnis)
-            return with_allocation(state, network, vnis)
+            return with_allocation(state, network, vnis), vnis
 
-        self._wish.change(transition)
-        return allocated[-1]
+        return self._wish.decide(step)
 
     def _announce(self, network: NetworkId, endpoint: EndpointId) -> None:
         """Wait, within the budget, until others know us and the kernel knows what they have."""

@@ -1,6 +1,11 @@
 """Address management: pools and addresses for the engine's IpamDriver interface.
 
-The allocator is pure (`pools`, `defaults`, `allocator`, `replay`: values in, values out, no clock,
-no file, no lock); `store` keeps its one value on disk and `service` is what the edge calls.
-Nothing here knows of HTTP nor of the network driver.
+Belongs here: what the engine's six calls mean. The core is pure (`pools`, `addresses`, `parse`, `defaults`,
+`allocator`, `replay`: values in, values out, no clock, no file, no lock); `disk` keeps its one value in a
+file, and `manager` is what the edge calls.
+
+Stays out: HTTP, and the network driver; whether an address lives on this host is asked through `InUse`.
+
+A reviewer checks: no address has two owners; a lease is on disk before it is answered; whatever the engine
+repeats is answered again; what it releases is free, whatever the disk says.
 """

@@ -5,20 +5,21 @@ A /8 or a /64 must cost nothing and 10,000 addresses must stay cheap. The set is
 one, and "the first free address from here on" is a handful of integer operations per chunk.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 _BITS = 4096
-_FULL = (1 << _BITS) - 1
 
 
 def _mask(first: int, last: int) -> int:
-    """Bits *first* to *last* (both included, within one chunk) set."""
+    """Return bits *first* to *last* (both included, within one chunk) set."""
     return ((1 << (last - first + 1)) - 1) << first
 
 
 def _runs_of(bits: int) -> Iterator[tuple[int, int]]:
-    """The runs of set bits in one chunk, lowest first."""
+    """Return the runs of set bits in one chunk, lowest first."""
     position = 0
     while bits:
         zeros = (bits & -bits).bit_length() - 1
@@ -49,7 +50,7 @@ class AddressSet:
         for first, last in self.runs():
             yield from range(first, last + 1)
 
-    def _with_chunk(self, index: int, bits: int) -> "AddressSet":
+    def _with_chunk(self, index: int, bits: int) -> AddressSet:
         if bits == self.chunks.get(index, 0):
             return self
         chunks = dict(self.chunks)
@@ -59,30 +60,30 @@ class AddressSet:
             del chunks[index]
         return AddressSet(chunks)
 
-    def add(self, offset: int) -> "AddressSet":
-        """The set with *offset*; the same object if it was in already."""
+    def add(self, offset: int) -> AddressSet:
+        """Return the set with *offset*; the same object if it was in already."""
         index = offset // _BITS
         return self._with_chunk(index, self.chunks.get(index, 0) | 1 << offset % _BITS)
 
-    def discard(self, offset: int) -> "AddressSet":
-        """The set without *offset*; the same object if it was not in."""
+    def discard(self, offset: int) -> AddressSet:
+        """Return the set without *offset*; the same object if it was not in."""
         index = offset // _BITS
         return self._with_chunk(index, self.chunks.get(index, 0) & ~(1 << offset % _BITS))
 
-    def __or__(self, other: "AddressSet") -> "AddressSet":
+    def __or__(self, other: AddressSet) -> AddressSet:
         keys = self.chunks.keys() | other.chunks.keys()
         return AddressSet({k: self.chunks.get(k, 0) | other.chunks.get(k, 0) for k in keys})
 
-    def __and__(self, other: "AddressSet") -> "AddressSet":
+    def __and__(self, other: AddressSet) -> AddressSet:
         keys = self.chunks.keys() & other.chunks.keys()
         return AddressSet({k: bits for k in keys if (bits := self.chunks[k] & other.chunks[k])})
 
-    def __sub__(self, other: "AddressSet") -> "AddressSet":
+    def __sub__(self, other: AddressSet) -> AddressSet:
         kept = {k: bits & ~other.chunks.get(k, 0) for k, bits in self.chunks.items()}
         return AddressSet({k: bits for k, bits in kept.items() if bits})
 
     def count_between(self, first: int, last: int) -> int:
-        """How many members lie from *first* to *last*, both included."""
+        """Return how many members lie from *first* to *last*, both included."""
         total = 0
         for index, bits in self.chunks.items():
             low, high = max(first - index * _BITS, 0), min(last - index * _BITS, _BITS - 1)
@@ -90,7 +91,7 @@ class AddressSet:
         return total
 
     def next_free(self, first: int, last: int) -> int | None:
-        """The lowest offset from *first* to *last* (both included) that is not a member."""
+        """Return the lowest offset from *first* to *last* (both included) that is not a member, or None."""
         index = first // _BITS
         while first <= last:
             free = ~self.chunks.get(index, 0) & _mask(first % _BITS, _BITS - 1)
@@ -102,7 +103,7 @@ class AddressSet:
         return None
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """Members as (first, last) runs in rising order, none touching the next."""
+        """Return the members as (first, last) runs in rising order, none touching the next."""
         pending: tuple[int, int] | None = None
         for index in sorted(self.chunks):
             for low, high in _runs_of(self.chunks[index]):
@@ -117,12 +118,12 @@ class AddressSet:
             yield pending
 
     def to_text(self) -> str:
-        """Compact form for the state file, e.g. "1-5,9"."""
+        """Return the compact form for the state file, such as "1-5,9"."""
         return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in self.runs())
 
     @classmethod
-    def span(cls, first: int, last: int) -> "AddressSet":
-        """All offsets from *first* to *last*; costs one chunk per 4096 of them."""
+    def span(cls, first: int, last: int) -> AddressSet:
+        """Return all offsets from *first* to *last*; costs one chunk per 4096 of them."""
         chunks = {}
         for index in range(first // _BITS, last // _BITS + 1):
             base = index * _BITS
@@ -130,8 +131,8 @@ class AddressSet:
         return cls(chunks)
 
     @classmethod
-    def from_text(cls, text: str, size: int) -> "AddressSet":
-        """The inverse of `to_text`; ValueError if *text* is malformed or reaches *size*."""
+    def from_text(cls, text: str, size: int) -> AddressSet:
+        """Return what `to_text` wrote; raise ValueError if *text* is malformed or reaches *size*."""
         chunks: dict[int, int] = {}
         for part in filter(None, text.split(",")):
             low, _, high = part.partition("-")

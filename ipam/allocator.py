@@ -17,6 +17,8 @@ What must hold:
 * Releasing what is not there succeeds (the engine forgets the object whatever we answer).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
@@ -30,14 +32,18 @@ from ipam.replay import note_repeat
 
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 
-#: Whether an endpoint that lives on this host, on a network with that subnet, has that address. Only a
-#: living one counts: a mere record of an endpoint outlives the engine's unclean exit. The answer may
-#: neither block nor call back.
 InUse: TypeAlias = Callable[[Network, Address], bool]
+"""Whether an endpoint that lives on this host, on a network with that subnet, has that address.
 
-#: Live addresses without a lease to step over in one search. It only ends a search in a /64 when
-#: `InUse` says yes to everything.
+Only a living one counts: a mere record of an endpoint outlives the engine's unclean exit. The answer may
+neither block nor call back.
+"""
+
 _MOST_SKIPPED = 1 << 16
+"""Live addresses without a lease to step over in one search.
+
+It only ends a search in a /64 when `InUse` says yes to everything.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ def request_pool(
 
 
 def _refuse_overlap(state: IpamState, prefix: Network, defended: Collection[Network] | None) -> None:
-    """Two networks of one host that overlap in part: a typing error, nearly always.
+    """Refuse two networks of one host that overlap in part: a typing error, nearly always.
 
     Not done in the global space: a leader must never refuse what it is told in a replay, and
     cannot know whether the other pool's network still exists.
@@ -123,7 +129,7 @@ def release_pool(state: IpamState, pool_id: PoolId, in_use: InUse) -> IpamState:
 
 
 def _inhabited(pool: Pool, in_use: InUse) -> bool:
-    """Whether an endpoint somewhere lives on the pool's addresses.
+    """Return whether an endpoint somewhere lives on the pool's addresses.
 
     Other hosts' endpoints cannot be seen, so on a Swarm leader the lease itself is the proof; it
     releases every task's address before it releases a pool.
@@ -170,7 +176,7 @@ def release_address(state: IpamState, pool_id: PoolId, address: Address) -> Ipam
 
 
 def _locate(state: IpamState, pool_id: PoolId, address: Address | None) -> Pool:
-    """The pool that a request for *address* is about.
+    """Return the pool that a request for *address* is about.
 
     That is the one named; but the leader tries an address on each of a network's pools in random
     order and gives up at the first error that is not its own `ErrIPOutOfRange`, which a remote
@@ -185,7 +191,7 @@ def _locate(state: IpamState, pool_id: PoolId, address: Address | None) -> Pool:
 
 
 def _sibling(state: IpamState, pool_id: PoolId, address: Address) -> Pool | None:
-    """The other pool of the global space with *address* in it: one that holds it, else the smallest."""
+    """Return the other global pool with *address* in it: one that holds it, else the smallest."""
     if pool_id.space is Space.LOCAL:
         return None
     found = [p for (space, prefix), p in state.pools.items() if space is Space.GLOBAL and address in prefix]
@@ -193,7 +199,7 @@ def _sibling(state: IpamState, pool_id: PoolId, address: Address) -> Pool | None
 
 
 def _made_again(pool_id: PoolId) -> Pool:
-    """A local pool after the loss of the state, from its id; in the global space NotFound.
+    """Make a local pool from its id after the loss of the state; raise NotFound in the global space.
 
     Locally that is safe, and better than a network that can start no container any more: the
     engine's agent names every address itself, and `InUse` knows every endpoint of this host. The
@@ -213,7 +219,7 @@ def _made_again(pool_id: PoolId) -> Pool:
 
 
 def _give(pool: Pool, pool_id: PoolId, gateway: bool, in_use: InUse) -> tuple[Pool, int]:
-    """Any address: for a gateway the lowest, else the next one after the last given.
+    """Give any address: for a gateway the lowest, else the next one after the last given.
 
     A pool that has a gateway answers it again: networks that share a prefix share its gateway, and
     a creation that a crash cut short finds the same one at its second try.
@@ -240,7 +246,7 @@ def _give(pool: Pool, pool_id: PoolId, gateway: bool, in_use: InUse) -> tuple[Po
 
 
 def _free(pool: Pool, first: int, last: int, after: int | None) -> Iterator[int]:
-    """Offsets from *first* to *last* without a lease, beginning behind *after*, each once."""
+    """Return the offsets from *first* to *last* without a lease, beginning behind *after*, each once."""
     start = first if after is None else after + 1
     for low, high in ((start, last), (first, start - 1)):
         position: int | None = low - 1
@@ -251,7 +257,7 @@ def _free(pool: Pool, first: int, last: int, after: int | None) -> Iterator[int]
 
 
 def _checked(pool: Pool, address: Address) -> int:
-    """The offset of *address*; BadRequest if no endpoint of the pool can ever have it."""
+    """Return the offset of *address*; raise BadRequest if no endpoint of the pool can ever have it."""
     first, last = pool.usable
     way_out = f"choose one from {pool.address(first)} to {pool.address(last)}"
     if address not in pool.prefix:
@@ -266,7 +272,7 @@ def _checked(pool: Pool, address: Address) -> int:
 
 
 def _refuse_twin(pool: Pool, offset: int, gateway: bool, in_use: InUse | None) -> None:
-    """Conflict if the address has an owner who would notice; *in_use* None: there is no asking.
+    """Raise Conflict if the address has an owner who would notice; *in_use* None: there is no asking.
 
     A lease alone is no owner: after an unclean exit nobody released it (moby keeps no Swarm
     endpoints over a restart), and a leader's replay names leases that are held.

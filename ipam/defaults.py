@@ -7,28 +7,32 @@ ranges keep clear of what else hands out private prefixes by itself: Docker's ow
 (10.128.0.0/9), AWS (172.31), the usual Kubernetes ranges (10.42, 10.43, 10.96, 10.244), CGNAT.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable
 from ipaddress import IPv4Network
 
 from ipam.errors import BadRequest, Exhausted
 from ipam.pools import IpamState, Network, Space, network_at, overlap
 
-#: Prefix length of a default pool by IP version.
 DEFAULT_LENGTH = {4: 24, 6: 64}
+"""Prefix length of a default pool by IP version."""
 
-#: IPv4 ranges per space, best first. The second one serves hosts that route all of 10/8 elsewhere.
 _RANGES_V4: dict[Space, tuple[IPv4Network, ...]] = {
     Space.LOCAL: (IPv4Network("10.64.0.0/12"), IPv4Network("192.168.128.0/18")),
     Space.GLOBAL: (IPv4Network("10.80.0.0/12"), IPv4Network("192.168.192.0/18")),
 }
+"""IPv4 ranges per space, best first. The second one serves hosts that route all of 10/8 elsewhere."""
 
-#: Routes shorter than this say nothing about where addresses live: the default route, and the
-#: halves and quarters of the address space that VPN clients lay over it.
 _SHORTEST_ROUTE = {4: 8, 6: 8}
+"""Routes with a shorter prefix say nothing about where addresses live.
+
+These are the default route, and the halves and quarters of the address space that VPN clients lay over it.
+"""
 
 
 def default_ranges(space: Space, version: int, ula_id: int) -> tuple[Network, ...]:
-    """Where default pools of *space* come from, best range first.
+    """Return where default pools of *space* come from, best range first.
 
     For IPv6 it is one half of the /48 made of *ula_id* (RFC 4193 3.1: fd00::/8 and 40 bits).
     """
@@ -39,7 +43,7 @@ def default_ranges(space: Space, version: int, ula_id: int) -> tuple[Network, ..
 
 
 def _first_gap(within: Network, length: int, taken: Iterable[Network]) -> Network | None:
-    """The lowest prefix of *length* bits in *within* that overlaps none of *taken*."""
+    """Return the lowest prefix of *length* bits in *within* that overlaps none of *taken*."""
     size = 1 << (within.max_prefixlen - length)
     start, end = int(within.network_address), int(within.broadcast_address)
     for used in sorted((n for n in taken if overlap(n, within)), key=lambda n: int(n.network_address)):
@@ -53,7 +57,7 @@ def _first_gap(within: Network, length: int, taken: Iterable[Network]) -> Networ
 def choose_pool(
     state: IpamState, space: Space, version: int, length: int | None, routes: Collection[Network]
 ) -> Network:
-    """A prefix that nobody has: no pool of either space, none of the host's *routes*.
+    """Choose a prefix that nobody has: no pool of either space, none of the host's *routes*.
 
     Every call answers with another one as long as the earlier ones are held. The engine counts on
     it: in the local space it refuses what overlaps its own routes and asks again while it holds

@@ -5,7 +5,10 @@ Every error names the *field* the engine (or the user) filled in, the *value* fo
 type: for a remote IPAM `errors.Is(err, ErrNoAvailableIPs)` is always false in the engine.
 """
 
-_SHOWN = 100  # characters of a value that are repeated in a message: a request may hold megabytes
+from __future__ import annotations
+
+_SHOWN = 100
+"""Characters of a value that are repeated in a message: a request may hold megabytes."""
 
 
 def _show(value: object) -> str:

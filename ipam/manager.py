@@ -4,9 +4,9 @@ Each call is one transaction: parse, compute the next state, have it on the disk
 the state and answer. If anything fails, nothing has happened.
 """
 
-import logging
+from __future__ import annotations
+
 import secrets
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -14,15 +14,13 @@ from typing import TypeAlias, TypeVar
 
 from ipam import allocator, replay
 from ipam.allocator import Interface, InUse
-from ipam.disk import Disk
-from ipam.errors import DiskError, NotFound
+from ipam.errors import NotFound
 from ipam.parse import check_options, parse_address, parse_address_request, parse_pool_id, parse_pool_request
 from ipam.pools import IpamState, Network, Space
+from lib.committed import Committed, Disk
 
-log = logging.getLogger(__name__)
-
-#: The prefixes of the routes in this host's main table; asked when a default pool is chosen.
 Routes: TypeAlias = Callable[[], Collection[Network]]
+"""The prefixes of the routes in this host's main table; asked when a default pool is chosen."""
 T = TypeVar("T")
 
 
@@ -66,7 +64,7 @@ class AddressLease:
 
 
 class AddressManager:
-    """Thread safe; calls come in parallel and each takes the lock for one change.
+    """Safe for all threads.
 
     *routes* says which prefixes default pools must avoid; *in_use* whether a living endpoint of
     this host has an address (see `allocator.InUse`); *clock* is monotonic seconds. *networks* says
@@ -79,50 +77,39 @@ class AddressManager:
 
     def __init__(
         self,
-        disk: Disk,
+        disk: Disk[IpamState],
         routes: Routes,
         in_use: InUse,
         clock: Callable[[], float] = time.monotonic,
         networks: Routes | None = None,
     ) -> None:
-        self._disk = disk
         self._routes = routes
         self._in_use = in_use
         self._clock = clock
         self._networks = networks
-        self._lock = threading.Lock()
-        self._state = disk.load() or IpamState(ula_id=secrets.randbits(40))
+        state = disk.load() or IpamState(ula_id=secrets.randbits(40))
+        self._committed = Committed(state, disk, durable=lambda state: state)  # the rest is not compared
 
     @property
     def state(self) -> IpamState:
-        """The state as of now; a value, safe to look at for as long as one likes."""
-        return self._state
+        """The state as of now: a value, safe to look at for as long as one likes."""
+        return self._committed.snapshot()[0]
 
     def _change(self, step: Callable[[IpamState, float], tuple[IpamState, T]], *, lasting: bool = True) -> T:
         """Take a step; a release need not be *lasting*: the engine says it once, whatever the disk does."""
-        with self._lock:
-            now = self._clock()
-            state, answer = step(replay.expire(self._state, now), now)
-            if state != self._state:
-                self._save(state, lasting=lasting)
-            self._state = state
-            return answer
-
-    def _save(self, state: IpamState, *, lasting: bool) -> None:
-        try:
-            self._disk.save(state)
-        except DiskError as error:
-            if lasting:
-                raise
-            log.warning("%s. What was released is free all the same", error)
+        now = self._clock()
+        answer, _ = self._committed.change(
+            lambda state: step(replay.expire(state, now), now), lasting=lasting
+        )
+        return answer
 
     def capabilities(self) -> Capabilities:
-        """IpamDriver.GetCapabilities; also the sign that a replay may follow (see `replay`)."""
+        """Answer IpamDriver.GetCapabilities; it is also the sign that a replay may follow (see `replay`)."""
         self._change(lambda state, now: (replay.begin_epoch(state, now), None))
         return Capabilities()
 
     def default_address_spaces(self) -> AddressSpaces:
-        """IpamDriver.GetDefaultAddressSpaces."""
+        """Answer IpamDriver.GetDefaultAddressSpaces."""
         return AddressSpaces()
 
     def request_pool(
@@ -133,7 +120,7 @@ class AddressManager:
         options: Mapping[str, str] | None = None,
         v6: bool = False,
     ) -> PoolLease:
-        """IpamDriver.RequestPool. A named pool that is open already is answered again.
+        """Open a pool (IpamDriver.RequestPool). A named one that is open already is answered again.
 
         Raises BadRequest, Conflict (overlap), Exhausted (no default pool left), DiskError.
         """
@@ -145,7 +132,7 @@ class AddressManager:
         return PoolLease(str(pool_id), pool_id.prefix)
 
     def release_pool(self, pool_id: str) -> None:
-        """IpamDriver.ReleasePool. Succeeds for what is not there, and when the disk is full."""
+        """Close a pool (IpamDriver.ReleasePool); one that is not there, or a full disk, is no error."""
         try:
             parsed = parse_pool_id(pool_id)
         except NotFound:
@@ -157,7 +144,7 @@ class AddressManager:
     def request_address(
         self, pool_id: str, address: str | None = None, options: Mapping[str, str] | None = None
     ) -> AddressLease:
-        """IpamDriver.RequestAddress; *address* None or "" means any.
+        """Give an address (IpamDriver.RequestAddress); None or "" asks for any.
 
         Raises NotFound (pool), BadRequest, Conflict (twin), Exhausted, DiskError.
         """
@@ -169,7 +156,7 @@ class AddressManager:
         return AddressLease(interface)
 
     def release_address(self, pool_id: str, address: str) -> None:
-        """IpamDriver.ReleaseAddress. Succeeds for what is not there, and when the disk is full.
+        """Take an address back (IpamDriver.ReleaseAddress); an unknown one, or a full disk, is no error.
 
         Raises BadRequest for an address that does not parse.
         """

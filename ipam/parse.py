@@ -3,6 +3,8 @@
 Each function takes the wire's name of the field, for the message.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
@@ -11,21 +13,20 @@ from ipam.allocator import AddressRequest, PoolRequest
 from ipam.errors import BadRequest, NotFound
 from ipam.pools import Address, Network, PoolId, Space, overlap
 
-#: `--ipam-opt` keys that mean something to us: none yet.
 KNOWN_OPTIONS: frozenset[str] = frozenset()
+"""`--ipam-opt` keys that mean something to us: none yet."""
 
-#: What marks a request for a network's gateway (moby ipamapi/contract.go; the key has no prefix).
 REQUEST_TYPE = "RequestAddressType"
 GATEWAY_TYPE = "com.docker.network.gateway"
-#: Sent with each request of the Swarm leader's allocator, and by nobody else.
+"""What marks a request for a network's gateway (moby ipamapi/contract.go; the key has no prefix)."""
 SERIAL = "com.docker.network.ipam.serial"
+"""Sent with each request of the Swarm leader's allocator, and by nobody else."""
 _ENGINE_PREFIX = "com.docker.network."
 
 # Stricter than `ipaddress`, which also takes netmasks, zone names and bare addresses as prefixes.
 _PREFIX = re.compile(r"[0-9A-Fa-f:.]{2,45}/[0-9]{1,3}", re.ASCII)
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}", re.ASCII)
 
-#: Where no container can have an address, whatever the user says.
 _NEVER: tuple[tuple[str, Network], ...] = (
     ("this host's own", ip_network("127.0.0.0/8")),
     ("this host's own", ip_network("::1/128")),
@@ -34,10 +35,11 @@ _NEVER: tuple[tuple[str, Network], ...] = (
     ("unspecified", ip_network("0.0.0.0/8")),
     ("unspecified", ip_network("::/128")),
 )
+"""Where no container can have an address, whatever the user says."""
 
 
 def parse_space(text: str) -> Space:
-    """An address space by name; BadRequest for any other name."""
+    """Return an address space by name; raise BadRequest for any other name."""
     try:
         return Space(text)
     except ValueError:
@@ -46,7 +48,7 @@ def parse_space(text: str) -> Space:
 
 
 def parse_prefix(field: str, text: str) -> Network:
-    """A CIDR prefix; BadRequest if it is none.
+    """Return a CIDR prefix; raise BadRequest if it is none.
 
     Host bits are cleared, as engines up to 24 do with what the user typed (later ones refuse it
     themselves before anything reaches us); the answer shows the user what he got.
@@ -61,7 +63,7 @@ def parse_prefix(field: str, text: str) -> Network:
 
 
 def parse_address(text: str) -> Address:
-    """A plain IP address; BadRequest if it is none."""
+    """Return a plain IP address; raise BadRequest if it is none."""
     try:
         if not _ADDRESS.fullmatch(text):
             raise ValueError("not an address")
@@ -72,7 +74,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_pool_id(text: str) -> PoolId:
-    """A pool id of ours; NotFound for anything else, since no such pool can exist."""
+    """Return a pool id of ours; raise NotFound for anything else, since no such pool can exist."""
     try:
         return PoolId.parse(text)
     except ValueError:
@@ -81,7 +83,7 @@ def parse_pool_id(text: str) -> PoolId:
 
 
 def parse_pool_request(space: str, pool: str, sub_pool: str, v6: bool) -> PoolRequest:
-    """RequestPool's fields; BadRequest names the one that is wrong."""
+    """Parse RequestPool's fields; raise BadRequest that names the one that is wrong."""
     where, version = parse_space(space), 6 if v6 else 4
     if not pool:
         if sub_pool:
@@ -144,7 +146,7 @@ def check_options(options: Mapping[str, str] | None) -> None:
 
 
 def parse_address_request(address: str | None, options: Mapping[str, str] | None) -> AddressRequest:
-    """RequestAddress's fields. Unknown options pass: the user's were checked with the pool."""
+    """Parse RequestAddress's fields. Unknown options pass: the user's were checked with the pool."""
     found = options or {}
     return AddressRequest(
         address=parse_address(address) if address else None,

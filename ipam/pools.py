@@ -5,6 +5,8 @@ something while the process runs (`confirmed`, `asked_for`, `opened_again`, `rep
 comparison and are not stored: two states are equal when they are the same on disk.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -31,7 +33,7 @@ class Space(StrEnum):
 
 
 def overlap(one: Network, other: Network) -> bool:
-    """Whether the two prefixes share an address; never across families."""
+    """Return whether the two prefixes share an address; never across families."""
     if one.version != other.version:
         return False
     first, last = int(one.network_address), int(one.broadcast_address)
@@ -59,8 +61,8 @@ class PoolId:
         return (self.space, self.prefix)
 
     @classmethod
-    def parse(cls, text: str) -> "PoolId":
-        """The inverse of `str`; ValueError if *text* was never written by it."""
+    def parse(cls, text: str) -> PoolId:
+        """Return what `str` wrote as *text*; raise ValueError if it never did."""
         parts = text.split("/")
         if len(parts) not in (3, 5):
             raise ValueError(f"{text!r} is not space/address/length[/address/length]")
@@ -113,7 +115,7 @@ class Pool:
         return self.leases - self.gateways
 
     def range_of(self, sub_pool: Network | None) -> tuple[int, int]:
-        """First and last usable offset within *sub_pool* (None: within the whole pool)."""
+        """Return the first and last usable offset within *sub_pool* (None: within the whole pool)."""
         first, last = self.usable
         if sub_pool is None:
             return first, last
@@ -121,36 +123,36 @@ class Pool:
         return max(first, low), min(last, low + sub_pool.num_addresses - 1)
 
     def offset(self, address: Address) -> int:
-        """Distance of *address* from the pool's first address."""
+        """Return the distance of *address* from the pool's first address."""
         return int(address) - int(self.prefix.network_address)
 
     def address(self, offset: int) -> Address:
-        """The inverse of `offset`."""
+        """Return the address at *offset*."""
         return self.prefix.network_address + offset
 
-    def opened(self, sub_pool: Network | None) -> "Pool":
-        """The pool with *sub_pool* in use; a range in use already keeps its place."""
+    def opened(self, sub_pool: Network | None) -> Pool:
+        """Return the pool with *sub_pool* in use; a range in use already keeps its place."""
         if sub_pool in self.cursors:
             return self if self.asked_for else replace(self, asked_for=True)
         return replace(self, cursors={**self.cursors, sub_pool: None}, asked_for=True)
 
-    def closed(self, sub_pool: Network | None) -> "Pool":
-        """The pool with *sub_pool* no longer in use."""
+    def closed(self, sub_pool: Network | None) -> Pool:
+        """Return the pool with *sub_pool* no longer in use."""
         return replace(self, cursors={sub: last for sub, last in self.cursors.items() if sub != sub_pool})
 
-    def counted(self) -> "Pool":
-        """The pool with one network more, or with one of a leader's replay found again."""
+    def counted(self) -> Pool:
+        """Return the pool with one network more, or with one of a leader's replay found again."""
         again = self.opened_again + 1
         return replace(self, opened_again=again, networks=max(self.networks, again))
 
-    def leased(self, offset: int, *, gateway: bool = False) -> "Pool":
-        """The pool with *offset* taken, and confirmed."""
+    def leased(self, offset: int, *, gateway: bool = False) -> Pool:
+        """Return the pool with *offset* taken, and confirmed."""
         gateways = self.gateways.add(offset) if gateway else self.gateways
         confirmed = self.confirmed.add(offset)
         return replace(self, leases=self.leases.add(offset), gateways=gateways, confirmed=confirmed)
 
-    def freed(self, offset: int) -> "Pool":
-        """The pool with *offset* free again."""
+    def freed(self, offset: int) -> Pool:
+        """Return the pool with *offset* free again."""
         return replace(self, leases=self.leases.discard(offset), confirmed=self.confirmed.discard(offset))
 
 
@@ -184,18 +186,18 @@ class IpamState:
     pools: Mapping[PoolKey, Pool] = field(default_factory=dict)
     replay: Replay = field(default_factory=Replay, compare=False)
 
-    def with_pool(self, space: Space, pool: Pool) -> "IpamState":
-        """The state with *pool* new or changed."""
+    def with_pool(self, space: Space, pool: Pool) -> IpamState:
+        """Return the state with *pool* new or changed."""
         if self.pools.get((space, pool.prefix)) is pool:
             return self
         return replace(self, pools={**self.pools, (space, pool.prefix): pool})
 
-    def without_pool(self, key: PoolKey) -> "IpamState":
-        """The state without the pool *key*."""
+    def without_pool(self, key: PoolKey) -> IpamState:
+        """Return the state without the pool *key*."""
         return replace(self, pools={k: pool for k, pool in self.pools.items() if k != key})
 
 
 def network_at(first: int, prefixlen: int, version: int) -> Network:
-    """The prefix of *prefixlen* bits whose first address is the number *first*."""
+    """Return the prefix of *prefixlen* bits whose first address is the number *first*."""
     address = IPv4Address(first) if version == 4 else IPv6Address(first)
     return ip_network((address, prefixlen))

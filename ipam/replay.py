@@ -18,18 +18,23 @@ no "reset" call; what there is, is this:
   middle of the replay and take back what was confirmed.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 from ipam.addresses import AddressSet
 from ipam.pools import IpamState, Pool, PoolKey, Replay, Space
 
-#: Seconds from a recognised replay until what it did not mention is dropped. A replay is over in
-#: seconds; the leader tries failed allocations again after five minutes (swarmkit retryInterval).
 GRACE = 600.0
+"""Seconds from a recognised replay until what it did not mention is dropped.
+
+A replay is over in seconds; the leader tries failed allocations again after five minutes (swarmkit
+retryInterval).
+"""
 
 
 def begin_epoch(state: IpamState, now: float) -> IpamState:
-    """GetCapabilities came: nothing the leader held is confirmed any more."""
+    """Note that GetCapabilities came: nothing the leader held is confirmed any more."""
     state = expire(state, now)
     if state.replay.seen_at is not None:
         return state
@@ -42,7 +47,7 @@ def _unconfirmed(pool: Pool) -> Pool:
 
 
 def note_repeat(state: IpamState, *, gateway: bool, now: float) -> IpamState:
-    """The leader asked for an address that was held unconfirmed."""
+    """Note that the leader asked for an address that was held unconfirmed."""
     seen = state.replay
     if gateway and seen.gateway_at is None:
         return replace(state, replay=replace(seen, gateway_at=now))
@@ -65,7 +70,10 @@ def _survives(key: PoolKey, pool: Pool) -> bool:
 
 
 def _expired(pool: Pool) -> Pool:
-    """Gateways stay: they go with their pool. At least one network is there, since it was asked for."""
+    """Drop the unconfirmed leases of a pool that was asked for, so that at least one network has it.
+
+    Gateways stay: they go with their pool.
+    """
     if not pool.swarm:
         return pool
     leases = (pool.leases & pool.confirmed) | pool.gateways

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _TICK = 5.0
 """Seconds between looks for nodes whose grace has run out."""
+_TRIES = 3
+"""How often a view is merged while calls go on, before they have to wait for it."""
 
 
 class Peering:
@@ -44,7 +46,7 @@ class Peering:
         """Hosts that were away from the store and answered when they were asked last."""
         self._frozen = False
         """Whether more than half of the nodes were missing at the last look."""
-        self._view = View()
+        self._seen: State | None = None
         self._published: Publication | None = None
         self._lock = threading.Lock()
         self._ticker = Supervised("silent-hosts", self._tick)
@@ -72,25 +74,40 @@ class Peering:
 
     def _publish(self) -> None:
         with self._lock:
-            said = publication(self._wish.state)
+            state = self._wish.state
+            if state is self._seen:  # whose changes went to disk together are all told of the same state
+                return
+            self._seen, said = state, publication(state)
             if said != self._published:
                 self._published = said
                 self._control.publish(said)
 
     def _on_view(self, view: View) -> None:
-        self._view = view
-        self._wish.change(self._merged)
+        now = self._clock()
+        if not any(self._merged_outside(view, now) for _ in range(_TRIES)):
+            self._wish.change(lambda state: _merged(state, view, now))
         frozen = view.connected and too_many_stale(self._wish.state.peers)
         if frozen and not self._frozen:
             log.error("more than half of the known nodes are missing from the store: keeping all their rows")
         self._frozen = frozen
 
-    def _merged(self, state: State) -> State:
-        peers = merge(state.peers, self._view, state.host.id, state.networks, self._clock())
-        services = heard(state.services, self._view, state.networks)
-        if peers == state.peers and services == state.services:
-            return state
-        return replace(state, peers=peers, services=services)
+    def _merged_outside(self, view: View, now: float) -> bool:
+        """Merge *view* while calls go on; return False when one of them changed what was merged.
+
+        All rows are looked at, which takes 30 ms for 50,000 of them: too long to make every call wait.
+        """
+        seen = self._wish.state
+        merged = _merged(seen, view, now)
+
+        def step(state: State) -> tuple[State, bool]:
+            same = state.peers is seen.peers and state.services is seen.services
+            if not same or state.networks.keys() != seen.networks.keys():
+                return state, False
+            if merged is seen:
+                return state, True
+            return replace(state, peers=merged.peers, services=merged.services), True
+
+        return self._wish.decide(step)
 
     def _tick(self) -> float:
         now = self._clock()
@@ -106,3 +123,11 @@ class Peering:
             log.warning("host %s is away from the store and answers: its containers' rows stay", vtep)
         self._answering = found
         self._wish.change(lambda state: replace(state, peers=settle(state.peers, found, now)))
+
+
+def _merged(state: State, view: View, now: float) -> State:
+    peers = merge(state.peers, view, state.host.id, state.networks, now)
+    services = heard(state.services, view, state.networks)
+    if peers == state.peers and services == state.services:
+        return state
+    return replace(state, peers=peers, services=services)

@@ -2,70 +2,66 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable
+from typing import TypeVar
 
-from driver.wish.disk import Disk, load_or_new
-from driver.wish.errors import DiskError
+from driver.wish.disk import load_or_new
 from driver.wish.state import State, after_restart
+from lib.committed import Committed, Disk
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Wish:
-    """The current state. Safe for all threads; its lock is held for one transition and one file write.
+    """The current state. Safe for all threads; who only looks does not wait for the disk."""
 
-    Who only looks does not wait for the disk.
-    """
-
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk[State]) -> None:
         """Load the state; raises DiskError when what is on disk cannot be used."""
-        self._disk = disk
-        self._lock = threading.Lock()
-        self._current = (after_restart(load_or_new(disk)), 1)
+        self._committed = Committed(after_restart(load_or_new(disk)), disk, State.durable)
         self._listeners: list[Callable[[], None]] = []
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have *listener* called, without the lock, after every change; it must return at once."""
+        """Have *listener* called, without a lock, after every change; it must return at once."""
         self._listeners.append(listener)
 
     def snapshot(self) -> tuple[State, int]:
         """Return the state and its revision, which grows with every change."""
-        return self._current
+        return self._committed.snapshot()
 
     @property
     def state(self) -> State:
         """The current state."""
-        return self._current[0]
+        return self.snapshot()[0]
 
     def change(self, transition: Callable[[State], State], *, lasting: bool = True) -> int:
-        """Apply a pure transition and return the revision that contains it.
+        """Apply a pure transition and return a revision that contains it.
 
         What the transition raises is raised here and nothing changes. A change of the durable
-        part is on disk when this returns; DiskError means that nothing changed.
+        part is on disk when this returns; DiskError means that nothing changed. One that leaves
+        the durable part alone does not wait for the disk.
 
         One that only takes away need not be *lasting*: what the disk refuses is written with the
         next change. The engine says Leave and Delete once, and a new process finds by itself that
         what the old record names has ended.
         """
-        with self._lock:
-            before, revision = self._current
-            after = transition(before)
-            if after == before:
-                return revision
-            if after.durable() != before.durable():
-                self._save(after, lasting=lasting)
-            revision += 1
-            self._current = (after, revision)
-        for listener in self._listeners:
-            listener()
-        return revision
 
-    def _save(self, state: State, *, lasting: bool) -> None:
-        try:
-            self._disk.save(state)
-        except DiskError as error:
-            if lasting:
-                raise
-            log.warning("%s. What has ended has ended all the same", error)
+        def step(state: State) -> tuple[State, None]:
+            after = transition(state)
+            return (state if after == state else after), None
+
+        return self._change(step, lasting=lasting)[1]
+
+    def decide(self, step: Callable[[State], tuple[State, T]]) -> T:
+        """Apply a transition that also has an answer, and return that.
+
+        Like `change`, but the transition must return the very state that it got when nothing changes.
+        """
+        return self._change(step, lasting=True)[0]
+
+    def _change(self, step: Callable[[State], tuple[State, T]], *, lasting: bool) -> tuple[T, int]:
+        _, before = self.snapshot()
+        answer, revision = self._committed.change(step, lasting=lasting)
+        if revision > before:  # the listeners have heard of it when this returns, whoever wrote it
+            for listener in self._listeners:
+                listener()
+        return answer, revision

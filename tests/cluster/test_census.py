@@ -12,13 +12,13 @@ import pytest
 
 from driver.swarm.census import Census
 from driver.swarm.docker_api import DockerApi
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Host, Network
 from driver.wish.state import State, with_network
 from driver.wish.values import NetworkId, NodeId
 from driver.wish.wish import Wish
 from tests.cluster.fake_engine import FakeEngine
 from tests.cluster.harness import wait_until
+from tests.fakes.disk import MemoryDisk
 
 KNOWN, GHOST, ALIVE = (NetworkId(name) for name in ("known", "ghost", "alive"))
 

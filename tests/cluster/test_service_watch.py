@@ -13,7 +13,6 @@ import pytest
 from driver.swarm import service_watch as watch
 from driver.swarm.docker_api import DockerApi
 from driver.swarm.service_watch import ServiceWatch
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Host
 from driver.wish.records import Offer, ServiceRecord
 from driver.wish.state import State
@@ -21,6 +20,7 @@ from driver.wish.values import NetworkId, NodeId
 from driver.wish.wish import Wish
 from tests.cluster.fake_engine import FakeEngine
 from tests.cluster.harness import wait_until
+from tests.fakes.disk import MemoryDisk
 from tests.unit.test_vips import OURS, VIP, network, service, task
 
 

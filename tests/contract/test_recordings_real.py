@@ -15,7 +15,6 @@ from driver.cluster.peering import Peering
 from driver.mode import Alone, InSwarm, Mode
 from driver.overlay import Overlay
 from driver.reconcile.networks import NetworkReconciler
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Host, Underlay
 from driver.wish.state import State
 from driver.wish.values import NodeId
@@ -25,6 +24,7 @@ from ipam.manager import AddressManager
 from plugin.app import create_app
 from tests.contract.engine import accept, refusal
 from tests.contract.test_recordings import RECORDINGS, recorded
+from tests.fakes.disk import MemoryDisk
 from tests.fakes.kernel import FakeKernel
 
 FOREIGN = ("foo", "rec.vni", "color", "x", "a")

@@ -21,7 +21,6 @@ from driver.mode import Alone
 from driver.overlay import Overlay
 from driver.reconcile.desired import desired
 from driver.reconcile.networks import NetworkReconciler
-from driver.wish.disk import Disk, MemoryDisk
 from driver.wish.model import Host as HostRecord
 from driver.wish.model import Underlay
 from driver.wish.state import State
@@ -29,7 +28,9 @@ from driver.wish.values import NetworkId, NodeId
 from driver.wish.wish import Wish
 from ipam.disk import LeaseFile
 from ipam.manager import AddressManager
+from lib.committed import Disk
 from plugin.app import create_app
+from tests.fakes.disk import MemoryDisk
 from tests.fakes.kernel import FakeKernel
 from tests.kernel.hosts import Host
 
@@ -94,7 +95,12 @@ class Program:
     """Everything behind the socket, on the disk and the control plane that a test wants."""
 
     def __init__(
-        self, folder: Path, ground: Ground, *, disk: Disk | None = None, control: ControlPlane | None = None
+        self,
+        folder: Path,
+        ground: Ground,
+        *,
+        disk: Disk[State] | None = None,
+        control: ControlPlane | None = None,
     ) -> None:
         self.ground = ground
         self.cluster = MemoryStore()

@@ -20,12 +20,12 @@ from driver.mode import InSwarm
 from driver.overlay import Overlay
 from driver.reconcile.networks import NetworkReconciler
 from driver.reconcile.sandboxes import SandboxReconciler
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Host as HostState
 from driver.wish.model import Subnet
 from driver.wish.state import State
 from driver.wish.values import EndpointId, NodeId
 from driver.wish.wish import Wish
+from tests.fakes.disk import MemoryDisk
 from tests.kernel.hosts import Host, Space, eventually
 
 _NO_PMTU_DISCOVERY = (socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT: Python has no names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -15,6 +16,10 @@ from driver.wish.model import Endpoint, Host, Network, Phase, Segment, Subnet
 from driver.wish.state import State
 from driver.wish.values import EndpointId, Mac, NetworkId, NodeId, Vni
 from driver.wish.wish import Wish
+from lib.json_file import pack
+
+FORMER = Path(__file__).parents[1] / "data" / "former"
+"""Files that the version wrote which had a writer of its own for each (6be4165)."""
 
 STATE = State(
     host=Host(NodeId("me"), ip_address("192.0.2.1")),
@@ -101,7 +106,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     WishFile(path).save(STATE)
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
-    with pytest.raises(DiskError, match="format 2, this program reads 1"):
+    with pytest.raises(DiskError, match=r"newer version \(format 2; this one knows 1\)"):
         WishFile(path).load()
 
 
@@ -122,3 +127,60 @@ def test_soft_state_is_not_written(tmp_path: Path) -> None:
     wish.change(lambda state: replace(state, joining={EndpointId("ep"): "a Join"}))
     assert (tmp_path / "state.json").stat().st_mtime_ns == stamp
     assert wish.state.joining == {"ep": "a Join"}
+
+
+def test_a_file_of_the_former_version_is_read_and_stays_as_it_is(tmp_path: Path) -> None:
+    net, web = NetworkId("u4m9hzge31tsafr3nembuizn6"), NetworkId("k2q8fz0d7wxbnmc5rjt1vplya")
+    a, b, c = (EndpointId(letter * 64) for letter in "abc")
+    dual = Subnet(ip_network("10.1.0.0/24"), ip_address("10.1.0.1")), Subnet(ip_network("fd00:1::/64"))
+    large = (Subnet(ip_network("10.2.0.0/16"), ip_address("10.2.0.1")),)
+    small = (Subnet(ip_network("10.3.0.0/24"), ip_address("10.3.0.1")),)
+    segments = Segment(Vni(70001), dual), Segment(Vni(70002), large)
+    here = ip_interface("10.1.0.5/24"), ip_interface("fd00:1::5/64")
+    netns = "/run/docker/netns/"
+    mac = [Mac(f"02:42:0a:0{n}") for n in ("1:00:05", "3:00:07", "3:00:08")]
+    expected = State(
+        Host(NodeId("5f1d3c0b9a8e4f7d8c6b5a4938271605"), ip_address("192.0.2.1")),
+        networks={
+            net: Network(net, segments, port=4790, mtu=1400, underlay_mtu=1500, internal=True),
+            web: Network(web, (Segment(Vni(4097), small),)),
+        },
+        endpoints={
+            a: Endpoint(a, net, here, mac[0], Phase.JOINED, netns + "5f1d3c0b9a8e"),
+            b: Endpoint(b, web, (ip_interface("10.3.0.7/24"),), mac[1]),
+            c: Endpoint(c, web, (ip_interface("10.3.0.8/24"),), mac[2], Phase.LEFT, netns + "0c1b2a394857"),
+        },
+        allocations={net: (Vni(70001), Vni(70002)), web: (Vni(4097),)},
+    )
+    path = tmp_path / "state.json"
+    shutil.copy(FORMER / "state.json", path)
+    disk = WishFile(path)
+    assert disk.load() == expected
+    disk.save(expected)
+    assert path.read_bytes() == (FORMER / "state.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        {},
+        json.loads((FORMER / "ipam.json").read_text())["state"],
+        {**encode(STATE), "networks": 3},
+        {**encode(STATE), "host": {"id": "me", "vtep": "nowhere"}},
+        {**encode(STATE), "endpoints": [{**encode(STATE)["endpoints"][0], "phase": "unheard of"}]},
+        {**encode(STATE), "allocations": []},
+    ],
+)
+def test_foreign_content_is_refused_with_a_sentence_and_never_overwritten(
+    tmp_path: Path, body: object
+) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(content := pack(body, 1))
+    disk = WishFile(path)
+    with pytest.raises(DiskError, match=r"state\.json holds something else \(.*\); .*move it away"):
+        Wish(disk)
+    with pytest.raises(DiskError, match="was not loaded, so it is not overwritten"):
+        disk.save(STATE)
+    assert path.read_bytes() == content

@@ -12,11 +12,11 @@ import pytest
 
 from driver.kernel.objects import KernelObject
 from driver.reconcile.networks import NetworkReconciler
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Host
 from driver.wish.state import State
 from driver.wish.values import HOST, Address, NodeId
 from driver.wish.wish import Wish
+from tests.fakes.disk import MemoryDisk
 from tests.fakes.kernel import FakeKernel
 from tests.kinds import Marker
 from tests.unit.test_overlay import UNDERLAY, _soon

@@ -2,16 +2,22 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
+import ipam.disk
 from ipam.addresses import AddressSet
-from ipam.disk import LeaseFile, decode, encode
+from ipam.disk import LeaseFile
 from ipam.errors import DiskError
 from ipam.pools import IpamState, Pool, Space
+from lib.json_file import pack, unpack
+
+FORMER = Path(__file__).parents[1] / "data" / "former"
+"""Files that the version wrote which had a writer of its own for each (6be4165)."""
 
 V4, V6, SUB = ip_network("10.1.0.0/16"), ip_network("fd00::/64"), ip_network("10.1.2.0/24")
 STATE = IpamState(
@@ -27,6 +33,14 @@ STATE = IpamState(
         (Space.LOCAL, V6): Pool(V6, leases=AddressSet().add(2**64 - 1), cursors={None: None}),
     },
 )
+
+
+def encode(state: IpamState) -> bytes:
+    return pack(ipam.disk.encode(state), 1)
+
+
+def decode(data: bytes) -> IpamState:
+    return unpack(data, 1, ipam.disk.decode)
 
 
 @pytest.fixture
@@ -146,3 +160,28 @@ def test_everything_is_flushed_before_and_after_the_rename(
     monkeypatch.setattr(Path, "replace", spy_rename)
     stored(path)
     assert steps == ["fsync .state.json.new", "rename .state.json.new state.json", "fsync ipam"]
+
+
+def test_a_file_of_the_former_version_is_read_and_says_the_same_when_it_is_written_again(path: Path) -> None:
+    path.parent.mkdir()
+    shutil.copy(FORMER / "ipam.json", path)
+    leader = Pool(
+        V4,
+        leases=AddressSet.span(1, 7),
+        gateways=AddressSet.span(1, 1),
+        cursors={None: 7},
+        networks=2,
+        swarm=True,
+    )
+    expected = replace(STATE, pools={**STATE.pools, (Space.GLOBAL, V4): leader})
+    store = LeaseFile(path)
+    assert store.load() == expected
+    store.save(expected)
+    assert json.loads(path.read_bytes()) == json.loads((FORMER / "ipam.json").read_bytes())
+
+
+def test_a_file_of_the_network_driver_is_refused_with_a_sentence(path: Path) -> None:
+    path.parent.mkdir()
+    shutil.copy(FORMER / "state.json", path)
+    with pytest.raises(DiskError, match=r"holds something else \(KeyError: 'ula_id'\); run the version"):
+        LeaseFile(path).load()

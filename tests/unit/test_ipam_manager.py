@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,54 @@ def test_parallel_calls_never_share_an_address(ipam: AddressManager) -> None:
     for thread in threads:
         thread.join()
     assert len(set(given)) == 800
+
+
+class SlowStore(MemoryStore):
+    """A store that saves when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busy, self.may_end = threading.Event(), threading.Event()
+
+    def save(self, state: IpamState) -> None:
+        self.busy.set()
+        assert self.may_end.wait(5)
+        super().save(state)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_calls_share_a_write_and_what_it_cannot_save_was_never_given(broken: bool) -> None:
+    store = SlowStore()
+    ipam = AddressManager(store, no_routes, nobody)
+    store.may_end.set()
+    pool_id = ipam.request_pool(LOCAL, "10.1.0.0/24").pool_id
+    taken = str(ipam.request_address(pool_id).interface.ip)
+    saves = store.saves
+    store.may_end.clear()
+    store.busy.clear()
+    with ThreadPoolExecutor(50) as pool:
+        calls = [pool.submit(ipam.request_address, pool_id)]
+        assert store.busy.wait(5)
+        calls += [pool.submit(ipam.request_address, pool_id) for _ in range(40)]
+        released = pool.submit(ipam.release_address, pool_id, taken)
+        deadline = time.monotonic() + 5
+        while len(ipam._committed._queue) < 41:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        ipam.capabilities()  # of no concern to the disk
+        assert [str(pool.leases.to_text()) for pool in ipam.state.pools.values()] == ["1"]
+        store.broken = broken
+        store.may_end.set()
+    assert released.exception() is None
+    (leases,) = (set(pool.leases) for pool in ipam.state.pools.values())
+    if broken:
+        assert {type(call.exception()) for call in calls} == {DiskError}
+        assert leases == set()
+    else:
+        assert {call.result().interface.ip.packed[-1] for call in calls} == leases
+        assert leases == set(range(2, 43))
+        assert store.saves == saves + 2
+        assert store.kept == ipam.state
 
 
 # What engine 28.5.2 was seen to send, in order: method and body. Each line depends on the answers

@@ -23,13 +23,13 @@ from driver.reconcile import loop, networks, part
 from driver.reconcile.desired import desired
 from driver.reconcile.loop import Change, Progress, Reconciler
 from driver.reconcile.sandboxes import SandboxReconciler
-from driver.wish.disk import MemoryDisk
 from driver.wish.errors import KernelError
 from driver.wish.model import Host, Peer, Underlay
 from driver.wish.state import State, with_join, with_join_answered
 from driver.wish.values import HOST, EndpointId, Mac, NetworkId, NodeId, Scope
 from driver.wish.wish import Wish
 from lib.supervised import Doing
+from tests.fakes.disk import MemoryDisk
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.sandboxes import FakeSandboxes
 from tests.unit import test_overlay

@@ -33,13 +33,13 @@ from driver.kernel.ops import Set
 from driver.mode import Alone, InSwarm, Mode
 from driver.overlay import Overlay, Route
 from driver.reconcile.networks import NetworkReconciler
-from driver.wish.disk import MemoryDisk
 from driver.wish.errors import BadRequest, Conflict, KernelError, NotFound, Unsupported
 from driver.wish.model import Host, Phase, Subnet, Underlay
 from driver.wish.options import REFUSED
 from driver.wish.state import State
 from driver.wish.values import TUNNEL_MTU, EndpointId, Mac, NetworkId, NodeId
 from driver.wish.wish import Wish
+from tests.fakes.disk import MemoryDisk
 from tests.fakes.kernel import FakeKernel
 
 NET = "u4m9hzge31tsafr3nembuizn6"

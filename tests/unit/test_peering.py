@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
 from driver.cluster import peering
 from driver.cluster.peering import Peering
-from driver.wish.disk import MemoryDisk
-from driver.wish.model import Host, Network
-from driver.wish.peers import GRACE
+from driver.wish.model import Host, Network, PeerNode, Peers
+from driver.wish.peers import GRACE, merge
 from driver.wish.records import Publication, View
-from driver.wish.state import State
-from driver.wish.values import Address
+from driver.wish.state import State, with_network
+from driver.wish.values import Address, NetworkId, NodeId
 from driver.wish.wish import Wish
 from lib.supervised import Supervised
+from tests.fakes.disk import MemoryDisk
 from tests.unit.test_peers import FULL, ME, NET, VTEP, A, B, C, record, view, where
 
 WITHOUT_A = view(record("10.0.0.1", ME), record("10.0.0.3", B), record("10.0.0.4", C), nodes=(ME, B, C))
@@ -51,7 +56,8 @@ class World:
         self.asked: list[Collection[Address]] = []
         self.alive: set[Address] = set()
         self.plane = Plane()
-        self.wish = Wish(MemoryDisk(State(Host(ME, VTEP[ME]), {NET: Network(NET, ())})))
+        self.disk = MemoryDisk(State(Host(ME, VTEP[ME]), {NET: Network(NET, ())}))
+        self.wish = Wish(self.disk)
         self.peering = Peering(self.wish, self.plane, clock=lambda: self.now, probe=self.probe)
 
     def probe(self, vteps: Collection[Address]) -> Collection[Address]:
@@ -135,3 +141,117 @@ def test_that_most_are_missing_is_told_once_each_time(world: World, caplog: pyte
     world.now += 10 * GRACE
     time.sleep(0.1)
     assert world.rows() == {"10.0.0.2", "10.0.0.3", "10.0.0.4"}
+
+
+class Merging:
+    """Lets a test do something while a view is being merged."""
+
+    def __init__(self, meanwhile: Callable[[int], None]) -> None:
+        self.meanwhile = meanwhile
+        self.times = 0
+
+    def __call__(self, *arguments: Any) -> Peers:
+        merged = merge(*arguments)
+        self.times += 1
+        self.meanwhile(self.times)
+        return merged
+
+
+def in_time(work: Callable[[], object]) -> None:
+    """Do it in another thread, which must not be held up."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), "held up by the merge"
+
+
+def away(state: State) -> set[Address]:
+    return {node.vtep for node in state.peers.nodes.values() if node.stale_since is not None}
+
+
+def test_calls_go_on_while_a_view_is_merged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = Host(ME, VTEP[A])
+
+    def call(_times: int) -> None:
+        in_time(lambda: world.wish.change(lambda state: replace(state, host=moved)))
+
+    merging = Merging(call)
+    monkeypatch.setattr(peering, "merge", merging)
+    world.plane.say(WITHOUT_A)
+    assert merging.times == 1
+    assert world.wish.state.host == moved
+    assert away(world.wish.state) == {VTEP[A]}
+
+
+def test_a_view_is_merged_again_when_a_network_came_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = NetworkId("net2")
+
+    def create_network(times: int) -> None:
+        if times == 1:
+            in_time(lambda: world.wish.change(lambda state: with_network(state, Network(new, ()))))
+
+    merging = Merging(create_network)
+    monkeypatch.setattr(peering, "merge", merging)
+    world.plane.say(replace(FULL, endpoints={**FULL.endpoints, new: {}}))
+    assert merging.times == 2
+    assert world.wish.state.peers.synced == {NET, new}
+
+
+def test_a_view_is_merged_again_when_other_hosts_were_heard_of_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = NodeId("found")
+
+    def adopt(times: int) -> None:
+        def add(state: State) -> State:
+            nodes = {**state.peers.nodes, found: PeerNode(ip_address("192.0.2.99"), stale_since=0.0)}
+            return replace(state, peers=replace(state.peers, nodes=nodes))
+
+        if times == 1:
+            in_time(lambda: world.wish.change(add))
+
+    monkeypatch.setattr(peering, "merge", Merging(adopt))
+    world.plane.say(WITHOUT_A)
+    assert away(world.wish.state) == {VTEP[A], ip_address("192.0.2.99")}
+
+
+def test_a_view_is_merged_however_often_networks_come_and_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(1) as creator:
+
+        def create_network(times: int) -> None:
+            network = Network(NetworkId(f"other{times}"), ())
+            made = creator.submit(world.wish.change, lambda state: with_network(state, network))
+            wait([made], 0.2)  # in the end it has to wait for the merge instead
+
+        merging = Merging(create_network)
+        monkeypatch.setattr(peering, "merge", merging)
+        world.plane.say(WITHOUT_A)
+    assert merging.times == 4
+    assert away(world.wish.state) == {VTEP[A]}
+    assert {f"other{times}" for times in range(1, 5)} <= world.wish.state.networks.keys()
+
+
+def test_a_view_goes_in_while_the_disk_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes, may_end = threading.Event(), threading.Event()
+
+    def save(_state: State) -> None:
+        writes.set()
+        assert may_end.wait(5)
+
+    monkeypatch.setattr(world.disk, "save", save)
+    with ThreadPoolExecutor(1) as pool:
+        change = pool.submit(
+            world.wish.change, lambda state: with_network(state, Network(NetworkId("n"), ()))
+        )
+        assert writes.wait(5)
+        world.plane.say(WITHOUT_A)
+        assert away(world.wish.state) == {VTEP[A]}
+        assert "n" not in world.wish.state.networks
+        may_end.set()
+        change.result()
+    assert "n" in world.wish.state.networks
+    assert away(world.wish.state) == {VTEP[A]}

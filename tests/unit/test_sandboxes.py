@@ -12,10 +12,10 @@ import pytest
 
 from driver.kernel.kinds import Balancer, Services
 from driver.reconcile.sandboxes import SandboxReconciler
-from driver.wish.disk import MemoryDisk
 from driver.wish.state import State, with_endpoint, with_join, with_leave, without_endpoint
 from driver.wish.values import EndpointId
 from driver.wish.wish import Wish
+from tests.fakes.disk import MemoryDisk
 from tests.fakes.sandboxes import FakeSandboxes
 from tests.unit.test_balancers import NET, VIP, at, endpoint, record, state
 

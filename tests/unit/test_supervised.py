@@ -17,7 +17,6 @@ from driver.cluster.ledger.codec import Scope
 from driver.cluster.memory import MemoryControlPlane, MemoryStore
 from driver.swarm.census import Census
 from driver.swarm.docker_api import DockerApi
-from driver.wish.disk import MemoryDisk
 from driver.wish.model import Host, Network
 from driver.wish.peers import GRACE
 from driver.wish.records import Publication, View
@@ -26,6 +25,7 @@ from driver.wish.values import NetworkId, NodeId
 from driver.wish.wish import Wish
 from lib import supervised
 from lib.supervised import Doing, Supervised
+from tests.fakes.disk import MemoryDisk
 from tests.unit.test_overlay import _soon
 from tests.unit.test_peering import WITHOUT_A, World
 from tests.unit.test_peers import FULL

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
-from driver.wish.disk import MemoryDisk
-from driver.wish.model import Host
-from driver.wish.state import State
-from driver.wish.values import NodeId
+import pytest
+
+from driver.wish.errors import DiskError, NotFound
+from driver.wish.model import Endpoint, Host, Network
+from driver.wish.state import State, with_endpoint, with_join_answered, with_network, without_network
+from driver.wish.values import EndpointId, Mac, NetworkId, NodeId
 from driver.wish.wish import Wish
+from tests.fakes.disk import MemoryDisk
 
 HOST = Host(NodeId("me"), ip_address("192.0.2.1"))
 MOVED = Host(NodeId("me"), ip_address("192.0.2.2"))
@@ -22,10 +29,15 @@ class SlowDisk(MemoryDisk):
     def __init__(self) -> None:
         super().__init__(State(HOST))
         self.writes, self.may_end = threading.Event(), threading.Event()
+        self.saves = 0
+        self.full = False
 
     def save(self, state: State) -> None:
         self.writes.set()
         assert self.may_end.wait(5)
+        self.saves += 1
+        if self.full:
+            raise DiskError("no room")
         super().save(state)
 
 
@@ -41,3 +53,130 @@ def test_while_the_disk_writes_everybody_sees_the_former_state() -> None:
     change.join()
     assert wish.snapshot() == (wish.state, 2)
     assert wish.state.host == MOVED
+
+
+def network(number: int) -> Network:
+    return Network(NetworkId(f"net{number}"), ())
+
+
+@contextmanager
+def held(wish: Wish, disk: SlowDisk) -> Iterator[ThreadPoolExecutor]:
+    """Have the disk busy with a first network, until it is let; wait then until all calls have ended."""
+    with ThreadPoolExecutor(60) as pool:
+        first = pool.submit(wish.change, lambda state: with_network(state, network(0)))
+        assert disk.writes.wait(5)
+        yield pool
+        disk.may_end.set()
+        assert first.exception(5) is None or disk.full
+
+
+def await_queue(wish: Wish, length: int) -> None:
+    """Wait until so many calls are behind the write."""
+    deadline = time.monotonic() + 5
+    while len(wish._committed._queue) < length:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_fifty_calls_take_two_writes_and_are_on_disk_and_told_when_they_return() -> None:
+    disk = SlowDisk()
+    wish = Wish(disk)
+    told: dict[int, set[NetworkId]] = {}
+    wish.subscribe(lambda: told.update({threading.get_ident(): {*wish.state.networks}}))
+
+    def call(number: int) -> None:
+        revision = wish.change(lambda state: with_network(state, network(number)))
+        assert disk.saved is not None
+        assert network(number).id in disk.saved.networks
+        assert network(number).id in told[threading.get_ident()], "the listeners did not hear of it"
+        assert wish.snapshot()[1] >= revision > 1
+
+    with held(wish, disk) as pool:
+        calls = [pool.submit(call, number) for number in range(1, 50)]
+        await_queue(wish, 49)
+        assert wish.snapshot() == (State(HOST), 1)
+        assert not told
+    for done in calls:
+        done.result()
+    assert disk.saves == 2
+    assert len(wish.state.networks) == 50
+
+
+def test_soft_changes_do_not_wait_for_the_disk() -> None:
+    disk = SlowDisk()
+    wish = Wish(disk)
+    join, endpoint = object(), EndpointId("ep")
+    wish.change(lambda state: replace(state, joining={endpoint: join}))
+    heard = []
+    with held(wish, disk):
+        wish.subscribe(lambda: heard.append(wish.snapshot()))
+        revision = wish.change(lambda state: with_join_answered(state, endpoint, join))
+        wish.change(lambda state: replace(state, offer={}))
+        assert (wish.state.joining, wish.state.offer, wish.state.networks) == ({}, {}, {})
+        assert heard[0][1] == revision
+        assert not disk.saves
+    assert (wish.state.joining, wish.state.offer, len(wish.state.networks)) == ({}, {}, 1)
+
+
+def test_what_the_disk_refuses_is_seen_by_nobody_and_what_ends_has_ended() -> None:
+    disk = SlowDisk()
+    wish = Wish(disk)
+    disk.may_end.set()
+    wish.change(lambda state: with_network(state, network(1)))
+    disk.writes.clear()
+    disk.may_end.clear()
+    disk.full = True
+    calls: list[Future[int]] = []
+    with held(wish, disk) as pool:
+        calls.append(pool.submit(wish.change, lambda state: with_network(state, network(2))))
+        calls.append(
+            pool.submit(wish.change, lambda state: without_network(state, network(1).id), lasting=False)
+        )
+        await_queue(wish, 2)
+    with pytest.raises(DiskError, match="no room"):
+        calls[0].result()
+    calls[1].result()
+    assert wish.state == State(HOST)
+    assert disk.saved is not None
+    assert {*disk.saved.networks} == {network(1).id}
+    disk.full = False
+    wish.change(lambda state: with_network(state, network(3)))
+    assert {*disk.saved.networks} == {network(3).id}
+
+
+def test_an_endpoint_whose_network_the_disk_refuses_is_refused_as_well() -> None:
+    """A call sees what came before it, on disk or not, and fails with it."""
+    disk = SlowDisk()
+    wish = Wish(disk)
+    endpoint = Endpoint(
+        EndpointId("ep"), network(0).id, (ip_interface("10.1.0.5/24"),), Mac("02:00:00:00:00:05")
+    )
+
+    def create(state: State) -> State:
+        state.network(endpoint.network)
+        return with_endpoint(state, endpoint)
+
+    disk.full = True
+    with held(wish, disk) as pool:
+        call = pool.submit(wish.change, create)
+        await_queue(wish, 1)
+    with pytest.raises(NotFound, match="not known on this host"):
+        call.result()
+    assert wish.state == State(HOST)
+
+
+def test_a_decision_is_the_one_that_was_kept() -> None:
+    """A step may be tried on several states."""
+    disk = SlowDisk()
+    wish = Wish(disk)
+
+    def step(state: State) -> tuple[State, int]:
+        number = len(state.networks)
+        return with_network(state, network(number)), number
+
+    with held(wish, disk) as pool:
+        calls = [pool.submit(wish.decide, step) for _ in range(9)]
+        await_queue(wish, 9)
+        wish.change(lambda state: replace(state, offer={}))
+    assert sorted(call.result() for call in calls) == [*range(1, 10)]
+    assert len(wish.state.networks) == 10
