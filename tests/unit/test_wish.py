@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from driver.wish.errors import DiskError, NotFound
-from driver.wish.model import Endpoint, Host, Network
+from driver.wish.model import Endpoint, Host, Network, Phase
 from driver.wish.state import State, with_endpoint, with_join_answered, with_network, without_network
 from driver.wish.values import EndpointId, Mac, NetworkId, NodeId
 from driver.wish.wish import Wish
@@ -104,8 +104,10 @@ def test_fifty_calls_take_two_writes_and_are_on_disk_and_told_when_they_return()
 
 def test_soft_changes_do_not_wait_for_the_disk() -> None:
     disk = SlowDisk()
-    wish = Wish(disk)
     join, endpoint = object(), EndpointId("ep")
+    known = Endpoint(endpoint, NetworkId("net"), (ip_interface("10.1.0.2/24"),), Mac("02:42:0a:01:00:02"))
+    disk.saved = replace(State(HOST), endpoints={endpoint: replace(known, phase=Phase.JOINED)})
+    wish = Wish(disk)
     wish.change(lambda state: replace(state, joining={endpoint: join}))
     heard = []
     with held(wish, disk):
