@@ -1,28 +1,29 @@
-"""One value that all threads see and a disk keeps: changes in one order, one write for all that wait.
+"""One value that all threads see and a disk keeps: one order of changes, one write for all that wait.
 
-A change is a step from one value to the next, pure and quick. What must last is on the disk before anybody
-sees it and before the call that asked for it returns. A write takes milliseconds, in which others come;
-they queue, and the next write is one for all of them, done by one of their own threads. A change that
-leaves the durable part alone does not wait: it goes ahead of the write.
+A change is a step from one value to the next, pure and quick. What must last is on disk before anybody sees
+it, and before the call that asked for it returns. A write takes milliseconds, and other calls come
+meanwhile. They queue, and then one of them writes for all (group commit; there is no thread for it). A
+change that leaves the durable part alone does not wait for the disk: it goes ahead of the write.
 
-Why this is right. *V* is the value that everybody sees, *G* the group of changes being written, *Q* the
-queue behind it. All three change under the lock only, which nobody holds while the disk works.
+Why this is right. Let V be the value that everybody sees, G the group of changes that is being written, and
+Q the queue behind it. They change under one lock, which nobody holds while the disk works.
 
-* One order. V becomes another value in two ways: a single step is applied to it (of who goes ahead), or
-  the steps of G in turn. What G makes of V is computed when the write begins, and anew whenever somebody
-  goes ahead of it. So every value that was ever seen is made of the first one by the steps so far, each
-  applied to what those before it had left.
-* On disk at return. What is being written is the durable part of what G makes of V. It stays that for as
-  long as the write takes: a change goes ahead only when G applied after it has the same durable part.
-* What the disk refuses has never been. V is as it was; G is applied to it again without the changes that
-  had to last. Those that fail only because of a refused one succeed there or are refused themselves. Those
-  that only take away stay, in memory alone, and the next write has them.
-* No soft change is lost or held up: it goes ahead, whatever the disk does, or is part of a G, of which only
-  what had to last can be refused.
-* The order of arrival. A change goes ahead only when it leaves the durable part alone also behind all of G
-  and Q: who deletes what another is about to create waits for that.
-* Nobody waits for ever. Each write ends, and its end answers all of G. Who is in Q waits only while
-  somebody writes, and the first to wake writes for all of Q: nobody waits for more than two writes.
+* There is one order. V becomes another value in two ways: the step of a change that goes ahead is applied
+  to it, or the steps of G are, one after the other. What G makes of V is computed when the write begins, and
+  again whenever a change goes ahead. So every value ever seen comes from the first one by a sequence of
+  steps, each applied to what those before it had left.
+* A change is on disk when its call returns. The durable part of what G makes of V is being written, and it
+  stays the same until the write ends: a change may go ahead only if G yields the same durable part after it.
+* What the disk refuses never was. V has not changed. G is applied to it once more, now without the changes
+  that must last; those are refused. A change that failed only because of one of them is judged anew. Changes
+  that need not last, since they only take away, are made in memory, and the next write includes them.
+* No soft change is lost. One that goes ahead is made at once. One that does not, because it would alter what
+  is being written or builds on what waits, is part of a later G, and the disk can refuse nothing of it.
+* Calls take effect in the order in which they come, as far as it matters. A change goes ahead only if it
+  leaves the durable part alone behind G and Q as well: a call that deletes what an earlier one is still
+  creating waits for that one.
+* No call waits for ever. The end of a write, good or bad, answers all of G. Calls in Q wait only while
+  somebody writes, and the first of them to wake writes for all of Q: no call waits for more than two writes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,9 @@ class _Answer(NamedTuple):
 class _Change(Generic[S]):
     step: Callable[[S], tuple[S, Any]]
     lasting: bool
-    answer: _Answer | None = None
-    """None until what came of it is there for all to see."""
+    done: bool = False
+    """Whether what came of it is there for all to see."""
+    answer: _Answer = field(default_factory=_Answer)
 
 
 class _Outcome(NamedTuple, Generic[S]):
@@ -95,24 +97,23 @@ class Committed(Generic[S]):
 
         A step returns the next value and an answer, and the very value that it was given when there is
         nothing to change. It may be applied several times, so it must do nothing else, and must not wait.
-        What it raises is raised here and nothing changes. So is what the disk raises, unless the change
-        need not be *lasting*: then it is made in memory, and the next write has it.
+        What it raises is raised here, and nothing changes. So is what the disk raises, unless the change
+        need not be *lasting*: then it is made in memory, and the next write includes it.
         """
         change = _Change(step, lasting)
         with self._turn:
             if not self._goes_ahead(change):
                 self._queue.append(change)
-                self._turn.wait_for(lambda: change.answer is not None or not self._group)
-                if change.answer is None:
+                self._turn.wait_for(lambda: change.done or not self._group)
+                if not change.done:
                     self._commit()
             revision = self._current[1]
-        value, error = change.answer or _Answer()
-        if error is not None:
-            raise error
-        return value, revision
+        if change.answer.error is not None:
+            raise change.answer.error
+        return change.answer.value, revision
 
     def _goes_ahead(self, change: _Change[S]) -> bool:
-        """Make *change* ahead of a write if that need not know of it; tell whether it was made."""
+        """Make *change* at once if a write under way need not know of it; tell whether it was made."""
         if not self._group:
             return False
         now = self._softly(change, self._current[0])
@@ -176,7 +177,7 @@ class Committed(Generic[S]):
         if outcome.value is not value:
             self._current = (outcome.value, revision + 1)
         for change, answer in zip(changes, outcome.answers, strict=True):
-            change.answer = answer
+            change.answer, change.done = answer, True
 
 
 def _bear(refusal: BaseException, change: _Change[Any]) -> None:

@@ -77,8 +77,8 @@ class JsonFile(Generic[T]):
         """
         data = pack(self._encode(value), self._version)
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._check_loaded()
+            if not self._loaded:
+                self._prepare()
             self._replace(data)
         except OSError as error:
             self._drop_leftovers()
@@ -88,8 +88,9 @@ class JsonFile(Generic[T]):
             ) from error
         self._loaded = True
 
-    def _check_loaded(self) -> None:
-        if not self._loaded and self._path.exists():
+    def _prepare(self) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._path.exists():
             raise self._refuse("was not loaded, so it is not overwritten", "look at the error of its loading")
 
     def _replace(self, data: bytes) -> None:

@@ -54,7 +54,7 @@ class Wish:
     def decide(self, step: Callable[[State], tuple[State, T]]) -> T:
         """Apply a transition that also has an answer, and return that.
 
-        Like `change`, but the transition must return the very state that it got when nothing changes.
+        Like `change`, but anything except the very state that it got counts as a change.
         """
         return self._change(step, lasting=True)[0]
 
