@@ -237,7 +237,8 @@ class Reconciler(ABC, Generic[Item, P]):
                 if progress.changed_at == math.inf:
                     progress.revision = revision
             self._revision = revision
-            self._done.notify_all()
+            if all(progress.changed_at == math.inf for progress in self._progress.values()):
+                self._done.notify_all()  # else whoever waits is told when the first of them is done
 
     def _attend(self, item: Item) -> None:
         """Reconcile one item. Its failure is nobody else's."""
