@@ -80,9 +80,9 @@ def test_what_wakes_a_failing_thread_does_not_make_it_spin(
     end = time.monotonic() + 0.9
     while time.monotonic() < end:
         thread.wake()
-    assert 3 <= len(work.turns) <= 4, "at 0, 0.1, 0.3 and 0.7 s"
     pauses = [later - earlier for earlier, later in pairwise(work.turns)]
-    assert pauses == sorted(pauses)
+    assert len(pauses) > 1
+    assert all(pause > 0.09 * 2**n for n, pause in enumerate(pauses))
     (told,) = errors(caplog)
     assert "'tester'" in told.getMessage()
     assert "RuntimeError: out of luck" in told.getMessage()
@@ -99,7 +99,7 @@ def test_its_state_can_be_read_and_failing_ends_when_it_goes_well_again(
     assert _soon(lambda: thread.state.failures == 2)
     seen = thread.state
     assert (seen.name, seen.doing, seen.reason) == ("tester", Doing.FAILING, "ValueError: what is this?")
-    assert seen.since == pytest.approx(work.turns[0], abs=0.05), "since the first failure"
+    assert work.turns[0] <= seen.since < work.turns[1], "since the first failure"
     work.trouble = None
     assert _soon(lambda: thread.state.doing is Doing.WAITING)
     assert (thread.state.failures, thread.state.reason) == (seen.failures, seen.reason)
@@ -141,7 +141,7 @@ def test_a_thread_that_fails_now_and_then_is_tried_again_at_once(
 
 @pytest.mark.parametrize("trouble", [None, RuntimeError("again and again")], ids=["at rest", "backing off"])
 def test_it_ends_at_once_whatever_it_waits_for(
-    work: Work, thread: Supervised, monkeypatch: pytest.MonkeyPatch, trouble: Exception | None
+    work: Work, monkeypatch: pytest.MonkeyPatch, trouble: Exception | None
 ) -> None:
     monkeypatch.setattr(supervised, "_FIRST_PAUSE", 60.0)
     thread = Supervised("tester", work.turn)
