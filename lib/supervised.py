@@ -153,6 +153,7 @@ class Supervised:
             log.error("unexpected fault in thread %r, which goes on: %s", before.name, reason, exc_info=error)
 
     def _run(self) -> None:
+        """Go from turn to turn. One sees all that was before it began, so it takes earlier wake-ups."""
         try:
             self._rest(self._first_after)
             while not self._stopping:

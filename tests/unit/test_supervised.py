@@ -11,8 +11,13 @@ from ipaddress import ip_address
 from itertools import pairwise
 
 import pytest
+import requests
 
 from driver.cluster import peering
+from driver.cluster.etcd.exchange import Exchange, Link
+from driver.cluster.etcd.plane import EtcdControlPlane
+from driver.cluster.etcd.tls import PlainSessions
+from driver.cluster.etcd.writer import EtcdWriter
 from driver.cluster.ledger.codec import Scope
 from driver.cluster.memory import MemoryControlPlane, MemoryStore
 from driver.swarm.census import Census
@@ -279,3 +284,38 @@ class TestThreadsOfTheProduct:
         assert plane.wait_published(5)
         assert [thread.state.failures for thread in plane.threads] == [1]
         plane.stop(leave=False)
+
+    def test_the_one_that_reads_the_store(self, caplog: pytest.LogCaptureFixture) -> None:
+        asked: list[float] = []
+
+        def endpoints() -> list[str]:
+            asked.append(time.monotonic())
+            raise RuntimeError("dictionary changed size during iteration")
+
+        plane, views = EtcdControlPlane(NodeId("a"), endpoints), list[View]()
+        plane.start(views.append)
+        assert _soon(lambda: len(asked) == 3)
+        reader, writer = plane.threads
+        assert (reader.state.name, reader.state.doing) == ("store-reader", Doing.FAILING)
+        assert (writer.state.name, writer.state.doing) == ("store-writer", Doing.WAITING)
+        assert len(errors(caplog)) == 1
+        plane.stop(leave=False)
+        assert {thread.state.doing for thread in plane.threads} == {Doing.ENDED}
+
+    def test_the_one_that_writes_to_the_store(self) -> None:
+        """It gives its connection up, since nobody knows how that is."""
+
+        class Broken(PlainSessions):
+            def session(self) -> requests.Session:
+                raise RuntimeError("can't start new thread")
+
+        exchange = Exchange(NodeId("a"))
+        link = exchange.link = Link("http://192.0.2.1:2379", 0)
+        writer = EtcdWriter(exchange, Broken(), 15, 600.0)
+        writer.thread.start()
+        assert _soon(lambda: link.broken)
+        assert _soon(lambda: writer.thread.state.doing is Doing.WAITING)
+        assert writer.thread.state.failures == 1
+        writer.thread.end()
+        exchange.stop()
+        assert writer.thread.join(5)
