@@ -1,20 +1,20 @@
 """The loop of a reconciler: wake, settle, audit, back off, survive.
 
 A reconciler is one thread that keeps many items as they are wished: networks and the host, or containers'
-sandboxes. Of each item it remembers a Progress, and therein when the item is due:
+sandboxes. For each item it keeps a Progress, which says when the item is due:
 
 * its wish has changed: now, and before all others when somebody waits for it;
-* it is to be looked at whole: soon, because the kernel had news of it or because it failed, then after a
-  pause that doubles from try to try;
+* all of it is to be looked at: because the kernel had news of it, or because it failed; then after a pause
+  that doubles from try to try;
 * its audit has come, for what no event told of. The audits of all items come at the same moments, so that an
-  idle host is woken once for all; but they give way to everything else.
+  idle host is woken once for all of them, and they give way to everything else.
 
 A turn of the thread goes through four steps:
 
 1. Wake: take back the wake-up, before anything can fail. What comes from here on wakes the thread again.
 2. Survey: if there is another wish, find the items whose part of it has changed.
-3. Attend to one item, the one that has been due for longest. So nobody waits for more than one item's work
-   before the thread looks again who is in a hurry.
+3. Attend to one item, the one that has been due for longest. So whoever is in a hurry waits for the work on
+   one other item at most.
 4. Rest: when nothing but audits is due, take the kernel's news, and wait until something is due. Then settle
    for a moment: changes come in bursts.
 
@@ -40,7 +40,7 @@ from logging import ERROR, WARNING, getLogger
 from typing import Generic, TypeVar
 
 from driver.kernel.objects import Key
-from driver.wish.errors import KernelError
+from driver.wish.errors import KernelError, unforeseen
 from driver.wish.state import State
 from driver.wish.wish import Wish
 from lib.supervised import Supervised
@@ -77,9 +77,13 @@ class Progress:
     held: bool = True
     """Whether there was anything of ours in its place at the last look; not known before the first."""
     changed_at: float = math.inf
+    """When its wish was seen to have changed; minus infinity when that is urgent."""
     look_at: float = math.inf
-    audit_at: float = -math.inf
+    """When to look at all of it, sooner than at its audit."""
+    audit_at: float = 0.0
+    """When its audit comes; that of a new item is overdue."""
     pause: float = _FIRST_PAUSE
+    """Between the next failure and the try that follows."""
     told: str = ""
     """The failure that was logged last."""
 
@@ -237,7 +241,8 @@ class Reconciler(ABC, Generic[Item, P]):
                 if progress.changed_at == math.inf:
                     progress.revision = revision
             self._revision = revision
-            self._done.notify_all()
+            if all(progress.changed_at == math.inf for progress in self._progress.values()):
+                self._done.notify_all()  # else whoever waits is told when the first of them is done
 
     def _attend(self, item: Item) -> None:
         """Reconcile one item. Its failure is nobody else's."""
@@ -249,19 +254,13 @@ class Reconciler(ABC, Generic[Item, P]):
             progress.audit_at = self._next_audit(now)
         errors: Mapping[Key, KernelError] = {}
         failure: KernelError | None = None
-        unforeseen: Exception | None = None
         try:
             errors = self._reconcile(item, progress, whole=whole)
-        except KernelError as error:
-            failure = KernelError(
-                str(error), error.errno
-            )  # the old one's traceback would hold all that was read
         except Exception as error:
-            unforeseen = error
-            failure = KernelError(f"unexpected fault: {type(error).__name__}: {error}")
-        self._tell(
-            item, progress, str(failure) if failure else self._reason(errors) if errors else "", unforeseen
-        )
+            failure = _failure(error)
+            self._tell(item, progress, str(failure), unforeseen(error))
+        else:
+            self._tell(item, progress, self._reason(errors) if errors else "", None)
         self._settle(progress, failure, errors)
 
     def _settle(self, progress: P, failure: KernelError | None, errors: Mapping[Key, KernelError]) -> None:
@@ -275,12 +274,10 @@ class Reconciler(ABC, Generic[Item, P]):
         else:
             progress.pause = _FIRST_PAUSE
 
-    def _tell(self, item: Item, progress: P, reason: str, unforeseen: Exception | None) -> None:
-        """Log why *item* fails: not at each try, and with a traceback what nobody foresaw."""
+    def _tell(self, item: Item, progress: P, reason: str, trace: Exception | None) -> None:
+        """Log why *item* fails, if there is a *reason*: not at each try."""
         if reason and reason != progress.told:
-            log.log(
-                ERROR if unforeseen else WARNING, "%s: %s", self._label(item), reason, exc_info=unforeseen
-            )
+            log.log(ERROR if trace else WARNING, "%s: %s", self._label(item), reason, exc_info=trace)
         progress.told = reason
 
     def _rest(self) -> None:
@@ -300,3 +297,10 @@ def _changed_at(progress: Progress, change: Change, now: float) -> float:
     if change is Change.SOME and progress.failure is None:
         return min(progress.changed_at, now)
     return math.inf
+
+
+def _failure(error: Exception) -> KernelError:
+    """Return what to keep of *error*: its own traceback would hold on to all that was read."""
+    if unforeseen(error):
+        return KernelError(f"unexpected fault: {type(error).__name__}: {error}")
+    return KernelError(str(error), getattr(error, "errno", 0))

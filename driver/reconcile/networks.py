@@ -152,7 +152,8 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
     def _change(self, scope: Scope, basis: _Basis) -> Change:
         """Tell whether there is work for *scope*, and whether it must not wait.
 
-        It must not for Join and DeleteNetwork, nor when it failed on another ground than the present one.
+        Join and DeleteNetwork must not, nor what failed on another ground than the present one, nor the
+        host, on which networks may rely.
         """
         progress = self._progress.get(scope) or _Progress()
         done, fails = progress.basis, progress.failure is not None
@@ -160,10 +161,11 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
             progress.state = self._state  # an older one would keep all that has changed elsewhere
             return Change.NONE
         is_removed = done is not None and scope is not HOST and scope not in self._state.networks
-        if basis.joining or is_removed or (fails and done is not None and basis.frame != done.frame):
+        is_on_new_ground = fails and done is not None and basis.frame != done.frame
+        if basis.joining or is_removed or is_on_new_ground or (scope is HOST and not fails):
             return Change.URGENT
-        if fails:
-            progress.basis = basis  # it fails for this wish as well: a Join that comes back is another one
+        if fails:  # for this wish as well: a Join that comes back after it is another one
+            progress.basis, progress.state = basis, self._state
         return Change.SOME
 
     def _await_news(self, timeout: float, wake: int) -> bool:

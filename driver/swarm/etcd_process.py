@@ -153,6 +153,7 @@ class EtcdProcess:
         return "::1" if self._family() is socket.AF_INET6 else "127.0.0.1"
 
     def _command(self) -> list[str]:
+        """Return a command whose process ends with ours: one member, no peers, no fsync, quiet."""
         settings, credentials = self._settings, self._settings.credentials
         listen = "[::]" if self._family() is socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - mutual TLS guards it
         options = {

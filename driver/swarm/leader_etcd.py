@@ -110,6 +110,7 @@ class LeaderEtcd:
         return any(serves(self._sessions, host, self._settings.port) for host in others)
 
     def _refresh(self) -> None:
+        """Ask the engine who is in the Swarm; as long as it does not answer, the last answer stands."""
         try:
             facts = self._docker.info()
         except EngineAway as error:

@@ -122,6 +122,7 @@ class ServiceWatch:
         return _RETRY if self._facts.manager else _FACTS
 
     def _ask(self) -> float:
+        """Say what there is, as the leader; return when to ask again: sooner when something is changing."""
         since = time.monotonic()
         networks = vips.our_networks(self._docker.list("networks", scope=["swarm"]))
         services = self._docker.list("services") if networks else []

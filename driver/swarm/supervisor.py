@@ -67,6 +67,7 @@ class Supervisor:
             self.keep_running(self._server.address)
 
     def _start(self, address: str) -> None:
+        """Start a server and see it serve; one that does not is stopped, and the reason said."""
         server = EtcdProcess(self._settings, address)
         began = time.monotonic()
         try:

@@ -114,6 +114,13 @@ class TestTurns:
         assert toy.whole == ["a", "b", "c"]
         assert toy.wait_tried(1, 0)
 
+    def test_who_is_waited_for_comes_first_from_the_beginning(self) -> None:
+        toy = Toy("a", "b", "c")
+        toy.changes |= {"b": Change.SOME, "c": Change.URGENT}
+        first = toy.turns(1)
+        toy.stop()
+        assert first == ["c"]
+
     def test_a_turn_attends_to_one_item_and_whoever_is_waited_for_comes_first(self, toy: Toy) -> None:
         toy.say(a=Change.SOME, b=Change.SOME, c=Change.URGENT)
         assert toy.turns(1) == ["c"]
@@ -222,7 +229,7 @@ def test_a_fault_outside_of_any_item_does_not_make_the_thread_spin(caplog: pytes
     end = time.monotonic() + 0.6
     while time.monotonic() < end:
         toy.say()
-    assert 2 <= toy.surveys <= 4
+    assert 2 <= toy.surveys <= 5
     assert len([r for r in caplog.records if r.exc_info]) == 1
     (thread,) = toy.threads
     assert (thread.state.name, thread.state.doing) == ("toys", Doing.FAILING)
@@ -268,7 +275,8 @@ def test_one_networks_fault_stops_no_other_and_nobody_spins(
     node.attach(EP2, "10.62.0.5", OTHER)
     announce(node, OTHER, 1)
     assert _soon(lambda: node.rows(OTHER) == {"10.62.0.200": "192.0.2.200"})
-    assert 2 <= len(tries) <= 6
+    assert len(tries) > 1
+    assert all(pause > 0.09 * 2**n for n, pause in enumerate(later - t for t, later in pairwise(tries)))
     told = [record for record in caplog.records if record.exc_info]
     assert [record.getMessage() for record in told] == [
         f"network {NET}: unexpected fault: {type(error).__name__}: {error}"
