@@ -1,28 +1,28 @@
-"""One value that all threads see and a disk keeps: changes in one order, one write for all that wait.
+"""One value shared by all threads and kept on disk: changes in one order, one write for all that wait.
 
 A change is a step from one value to the next, pure and quick. What must last is on the disk before anybody
-sees it and before the call that asked for it returns. A write takes milliseconds, in which others come;
+sees it and before the call that asked for it returns. A write takes milliseconds, during which others arrive;
 they queue, and the next write is one for all of them, done by one of their own threads. A change that
 leaves the durable part alone does not wait: it goes ahead of the write.
 
 Why this is right. *V* is the value that everybody sees, *G* the group of changes being written, *Q* the
 queue behind it. All three change under the lock only, which nobody holds while the disk works.
 
-* One order. V becomes another value in two ways: a single step is applied to it (of who goes ahead), or
-  the steps of G in turn. What G makes of V is computed when the write begins, and anew whenever somebody
-  goes ahead of it. So every value that was ever seen is made of the first one by the steps so far, each
-  applied to what those before it had left.
+* One order. V becomes another value in two ways: the step of a change that goes ahead is applied to
+  it, or the steps of G in turn. What G makes of V is computed when the write begins, and again whenever a
+  change goes ahead of it. So every value ever seen comes from the first one by the steps so far, each
+  applied to the result of those before it.
 * On disk at return. What is being written is the durable part of what G makes of V. It stays that for as
   long as the write takes: a change goes ahead only when G applied after it has the same durable part.
-* What the disk refuses has never been. V is as it was; G is applied to it again without the changes that
-  had to last. Those that fail only because of a refused one succeed there or are refused themselves. Those
-  that only take away stay, in memory alone, and the next write has them.
+* What the disk refuses has never happened. V is as it was; G is applied to it again without the changes that
+  had to last. Those that failed only because of a refused one now succeed or are refused themselves. Those
+  that only remove something stay, in memory alone, and the next write includes them.
 * No soft change is lost or held up: it goes ahead, whatever the disk does, or is part of a G, of which only
   what had to last can be refused.
-* The order of arrival. A change goes ahead only when it leaves the durable part alone also behind all of G
-  and Q: who deletes what another is about to create waits for that.
-* Nobody waits for ever. Each write ends, and its end answers all of G. Who is in Q waits only while
-  somebody writes, and the first to wake writes for all of Q: nobody waits for more than two writes.
+* The order of arrival. A change goes ahead only when it leaves the durable part alone after all of G
+  and Q, too: a deletion of what another change is about to create waits for that change.
+* Nobody waits for ever. Each write ends, and its end answers all of G. A change in Q waits only while
+  another thread writes, and the first to wake writes for all of Q: at most two writes in all.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Disk(Protocol[S]):
 
 
 class _Answer(NamedTuple):
-    """What came of one step."""
+    """The result of one step."""
 
     value: Any = None
     error: BaseException | None = None
@@ -61,18 +61,18 @@ class _Change(Generic[S]):
     step: Callable[[S], tuple[S, Any]]
     lasting: bool
     answer: _Answer | None = None
-    """None until what came of it is there for all to see."""
+    """None until the result is visible to all."""
 
 
 class _Outcome(NamedTuple, Generic[S]):
-    """What some changes make of a value: another one, and an answer for each."""
+    """What some changes turn a value into, and an answer for each."""
 
     value: S
     answers: Sequence[_Answer]
 
 
 class Committed(Generic[S]):
-    """The value. Safe for all threads; who only looks does not wait for the disk."""
+    """The value. Safe for all threads; readers never wait for the disk."""
 
     def __init__(self, value: S, disk: Disk[S], durable: Callable[[S], object]) -> None:
         """Begin with *value*, as it is on *disk*; *durable* returns the part that must be there."""
@@ -96,7 +96,7 @@ class Committed(Generic[S]):
         A step returns the next value and an answer, and the very value that it was given when there is
         nothing to change. It may be applied several times, so it must do nothing else, and must not wait.
         What it raises is raised here and nothing changes. So is what the disk raises, unless the change
-        need not be *lasting*: then it is made in memory, and the next write has it.
+        need not be *lasting*: then it is made in memory, and the next write includes it.
         """
         change = _Change(step, lasting)
         with self._turn:
@@ -112,7 +112,7 @@ class Committed(Generic[S]):
         return value, revision
 
     def _goes_ahead(self, change: _Change[S]) -> bool:
-        """Make *change* ahead of a write if that need not know of it; tell whether it was made."""
+        """Make *change* ahead of the current write if it does not affect it; tell whether it was made."""
         if not self._group:
             return False
         now = self._softly(change, self._current[0])
@@ -131,7 +131,7 @@ class Committed(Generic[S]):
         return None if outcome.answers[0].error or self._differ(outcome.value, value) else outcome
 
     def _commit(self) -> None:
-        """Make the queue the group, have on disk what it makes of the value, and let everybody see that."""
+        """Make the queue the group, save what it turns the value into, and publish that."""
         self._group, self._queue = self._queue, []
         self._next = self._apply(self._group, self._current[0])
         if self._differ(self._next.value, self._current[0]) and (refusal := self._write(self._next.value)):
@@ -141,7 +141,7 @@ class Committed(Generic[S]):
         self._turn.notify_all()
 
     def _write(self, value: S) -> BaseException | None:
-        """Save *value* without the lock; return what prevented it: all who wait must hear of that."""
+        """Save *value* without the lock; return what prevented it, since all who wait must be told."""
         self._turn.release()
         try:
             self._disk.save(value)
@@ -154,7 +154,7 @@ class Committed(Generic[S]):
     def _apply(
         self, changes: Sequence[_Change[S]], value: S, refusal: BaseException | None = None
     ) -> _Outcome[S]:
-        """Apply *changes* in turn; after a *refusal* of the disk, without those that would have to last."""
+        """Apply *changes* in turn; after the disk's *refusal*, without those that must last."""
         answers = []
         for change in changes:
             try:
@@ -182,4 +182,4 @@ class Committed(Generic[S]):
 def _bear(refusal: BaseException, change: _Change[Any]) -> None:
     if change.lasting:
         raise refusal
-    log.warning("%s. What has ended counts as ended all the same; the next change writes it", refusal)
+    log.warning("%s. What was removed stays removed in memory; the next change saves it", refusal)
