@@ -17,16 +17,16 @@ from driver.wish.state import State, vnis_in_use
 from driver.wish.values import Address, NetworkId, Vni, is_of_one_host
 
 NETWORK_PACE = 0.2, 1.0, 10.0
-"""Seconds between two answers to CreateNetwork in a Swarm, at least and at most; what one waits at most.
+"""Seconds between two answers to CreateNetwork in a Swarm, at least and at most; the longest wait of one.
 
-The engine joins the network's gossip upon each. Of engines up to 28, one that asks another for two networks
-at once, or is asked by that one meanwhile, misses an answer and hangs for 30 s: longer than the start of a
-container may take (moby#52862).
+The engine joins the network's gossip upon each. Up to version 28, an engine that asks another for two
+networks at once, or is asked by it at the same time, misses an answer and hangs for 30 s: longer than a
+container's start may take (moby#52862).
 """
 
 
 class Mode(Protocol):
-    """The decisions that a mode makes. `Alone` and `InSwarm` are the modes."""
+    """The decisions that depend on the mode, which is `Alone` or `InSwarm`."""
 
     scope: str
     """How far networks reach, in the engine's words; it asks once."""
@@ -52,7 +52,7 @@ class Mode(Protocol):
         """Return the endpoint that keeps others from having *address*."""
 
     def await_turn(self) -> None:
-        """Wait until the engine may go on with the network that it has made."""
+        """Wait until the engine may continue with the network that it has made."""
 
 
 class Alone:

@@ -61,12 +61,12 @@ log = logging.getLogger(__name__)
 KERNEL_DEADLINE = 8.0
 """Seconds that a call waits for the kernel work that it asked for."""
 ANNOUNCE_BUDGET = 2.0
-"""Seconds that a Join waits until every host can know of the container; then it goes on without."""
+"""Seconds that a Join waits until every host can know of the container; then it continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route for the container: *destination* by way of *next_hop*, which is on its subnet."""
+    """A route for the container: *destination* via *next_hop*, which is on its subnet."""
 
     destination: Prefix
     next_hop: Address
@@ -93,7 +93,7 @@ class Overlay:
         default_port: int = VXLAN_PORT,
         fixed_vtep: bool = False,
     ) -> None:
-        """With *fixed_vtep* the engine's announcements of this host's address are ignored."""
+        """With *fixed_vtep*, the engine's announcements of this host's address are ignored."""
         self._wish = wish
         self._reconciler = reconciler
         self._peering = peering
@@ -198,8 +198,8 @@ class Overlay:
     def delete_endpoint(self, network: str, endpoint: str) -> None:
         """Forget an endpoint; an unknown one is no error.
 
-        Its veth pair goes a little later: the kernel takes 20 ms to let go of a device, for which no
-        container has to wait. A Join that comes next, and DeleteNetwork, find it gone.
+        Its veth pair is removed a little later: the kernel takes 20 ms to release a device, and no container
+        should wait for that. The next Join, or DeleteNetwork, finds it gone.
         """
         endpoint_id = EndpointId(endpoint)
         self._wish.change(lambda state: without_endpoint(state, endpoint_id), lasting=False)
@@ -207,7 +207,7 @@ class Overlay:
     def join(self, network: str, endpoint: str, sandbox: str) -> Attachment:
         """Make the container's interface, ready to be moved, and all that it needs to work.
 
-        Raises KernelError when this host cannot provide it; nothing half-made stays then.
+        Raises KernelError when this host cannot provide it; then nothing half-made is left.
         """
         network_id, endpoint_id = NetworkId(network), EndpointId(endpoint)
         state = self._wish.state
@@ -228,15 +228,14 @@ class Overlay:
         return Attachment(container_name(endpoint_id), _routes(known, joined))
 
     def leave(self, network: str, endpoint: str) -> None:
-        """Take an endpoint out of service; the pair stays for the engine to move back.
+        """Stop announcing an endpoint; the pair stays for the engine to move back.
 
         One that is not known, or has left, is no error.
         """
-
         self._wish.change(lambda state: with_leave(state, EndpointId(endpoint)), lasting=False)
 
     def node_discovered(self, address: Address, *, is_self: bool) -> None:
-        """Learn this host's VTEP address from the engine; what it says of others is only a hint."""
+        """Learn this host's VTEP address from the engine; what it says about others is only a hint."""
         if is_self and not self._fixed_vtep:
             log.info("the engine announces this host as %s", address)
             self._wish.change(lambda state: replace(state, host=replace(state.host, vtep=address)))
@@ -246,7 +245,7 @@ class Overlay:
         log.info("the engine says that node %s is gone; the control plane decides", address)
 
     def in_use(self, prefix: Prefix, address: Address) -> bool:
-        """Return whether a container keeps *address* from others in a network with subnet *prefix*."""
+        """Return whether a container holds *address* in a network with subnet *prefix*."""
         state = self._wish.state
         return any(
             subnet.prefix == prefix and self._mode.holder(state, network.id, address) is not None
@@ -296,7 +295,7 @@ class Overlay:
     def _announce(self, network: NetworkId, endpoint: EndpointId) -> None:
         """Wait, within the budget, until others know us and the kernel knows what they have."""
         if not self._peering.wait_published(ANNOUNCE_BUDGET):
-            log.warning("endpoint %s: the store cannot be reached; other hosts are told later", endpoint)
+            log.warning("endpoint %s: the store cannot be reached; other hosts will be told later", endpoint)
             return
         _, revision = self._wish.snapshot()
         try:
@@ -309,7 +308,7 @@ class Overlay:
         try:
             self._reconciler.wait_applied(network, revision, KERNEL_DEADLINE)
         except DriverError as error:
-            log.warning("%s: network %s: %s; this is tried again", call, network, error)
+            log.warning("%s: network %s: %s; this will be tried again", call, network, error)
 
 
 def _check_addresses(network: Network, interfaces: Sequence[Interface]) -> None:
@@ -323,7 +322,7 @@ def _check_addresses(network: Network, interfaces: Sequence[Interface]) -> None:
 
 
 def _routes(network: Network, endpoint: Endpoint) -> tuple[Route, ...]:
-    """Return the ways to the network's other subnets, by the gateway of the endpoint's own."""
+    """Return the routes to the network's other subnets, via the gateway of the endpoint's own."""
     own = network.segment_of(endpoint.interfaces[0].ip)
     if own is None:
         return ()

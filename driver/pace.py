@@ -8,13 +8,13 @@ import time
 
 
 class Pace:
-    """Lets callers go on one by one, a random time apart. Safe for all threads.
+    """Lets callers pass one by one, a random time apart. Safe for all threads.
 
-    Random, because several hosts that begin together would otherwise keep in step.
+    Random, because several hosts that start together would otherwise stay in step.
     """
 
     def __init__(self, shortest: float, longest: float, patience: float) -> None:
-        """Turns are *shortest* to *longest* seconds apart; after *patience* a caller goes on in any case."""
+        """Turns are *shortest* to *longest* seconds apart; after *patience* a caller passes in any case."""
         self._shortest = shortest
         self._longest = longest
         self._patience = patience
@@ -22,7 +22,7 @@ class Pace:
         self._free_at = 0.0
 
     def await_turn(self) -> None:
-        """Return at once, or when the pause that was drawn at the turn before is over."""
+        """Return at once, or when the pause drawn at the previous turn is over."""
         with self._lock:
             now = time.monotonic()
             turn = min(max(now, self._free_at), now + self._patience)

@@ -7,5 +7,5 @@ file, and `manager` is what the edge calls.
 Stays out: HTTP, and the network driver; whether an address lives on this host is asked through `InUse`.
 
 A reviewer checks: no address has two owners; a lease is on disk before it is answered; whatever the engine
-repeats is answered again; what it releases is free, whatever the disk says.
+repeats is answered again; what it releases is free even when the disk is full.
 """

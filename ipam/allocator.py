@@ -2,7 +2,7 @@
 
 What must hold:
 
-* An address is given dynamically only if nobody has it: no lease, no live endpoint; and it is never
+* An address is given out dynamically only if nobody has it: no lease, no live endpoint; and it is never
   the network's, the broadcast's, the subnet-router's or a gateway's.
 * Dynamic addresses are serial, always: the search goes on after the last one given and wraps
   around, so that a freed address rests as long as possible and does not meet stale ARP entries.
@@ -13,8 +13,8 @@ What must hold:
 * A global pool counts its networks. Its caller is exact between two elections: each network opens
   it once and closes it once. A replay counts anew, so that it does not add up (`Pool.counted`).
 * Several networks may share an explicit prefix, so the last release of a pool is obeyed only when
-  no endpoint's lease in it is alive: the release of the network that lives there is yet to come.
-* Releasing what is not there succeeds (the engine forgets the object whatever we answer).
+  no endpoint's lease in it is alive: the network that lives there has yet to release it.
+* Releasing something unknown succeeds (the engine forgets the object whatever we answer).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Interface: TypeAlias = IPv4Interface | IPv6Interface
 InUse: TypeAlias = Callable[[Network, Address], bool]
 """Whether an endpoint that lives on this host, on a network with that subnet, has that address.
 
-Only a living one counts: a mere record of an endpoint outlives the engine's unclean exit. The answer may
+Only a living one counts: the bare record of an endpoint survives the engine's unclean exit. The callback must
 neither block nor call back.
 """
 
@@ -94,7 +94,7 @@ def request_pool(
 
 
 def _refuse_overlap(state: IpamState, prefix: Network, defended: Collection[Network] | None) -> None:
-    """Refuse two networks of one host that overlap in part: a typing error, nearly always.
+    """Refuse two networks of one host that overlap in part: nearly always a typing error.
 
     Not done in the global space: a leader must never refuse what it is told in a replay, and
     cannot know whether the other pool's network still exists.
@@ -106,7 +106,7 @@ def _refuse_overlap(state: IpamState, prefix: Network, defended: Collection[Netw
             raise Conflict(
                 "Pool",
                 prefix,
-                f"overlaps with {other}, which another network on this host has",
+                f"overlaps with {other}, which another network on this host uses",
                 f"choose a --subnet outside of {other}, name {other} itself to share it, or remove "
                 "that network first",
             )
@@ -210,8 +210,8 @@ def _made_again(pool_id: PoolId) -> Pool:
         raise NotFound(
             "PoolID",
             pool_id,
-            "is not known on this Swarm leader, so neither is which addresses are taken in it",
-            "let the Swarm tell again what it knows by changing the leader (docker node demote, then "
+            "is not known on this Swarm leader, which cannot tell which of its addresses are taken",
+            "make the Swarm repeat what it knows by changing the leader (docker node demote, then "
             "promote), or create the network again",
         )
     pool = Pool(pool_id.prefix)
@@ -221,8 +221,8 @@ def _made_again(pool_id: PoolId) -> Pool:
 def _give(pool: Pool, pool_id: PoolId, gateway: bool, in_use: InUse) -> tuple[Pool, int]:
     """Give any address: for a gateway the lowest, else the next one after the last given.
 
-    A pool that has a gateway answers it again: networks that share a prefix share its gateway, and
-    a creation that a crash cut short finds the same one at its second try.
+    A pool that has a gateway gives it again: networks that share a prefix share its gateway, and
+    a creation interrupted by a crash gets the same one when it is repeated.
     """
     if gateway and pool.gateways:
         offset = next(iter(pool.gateways))
@@ -259,20 +259,20 @@ def _free(pool: Pool, first: int, last: int, after: int | None) -> Iterator[int]
 def _checked(pool: Pool, address: Address) -> int:
     """Return the offset of *address*; raise BadRequest if no endpoint of the pool can ever have it."""
     first, last = pool.usable
-    way_out = f"choose one from {pool.address(first)} to {pool.address(last)}"
+    remedy = f"choose one from {pool.address(first)} to {pool.address(last)}"
     if address not in pool.prefix:
-        raise BadRequest("Address", address, f"lies outside of the pool {pool.prefix}", way_out)
+        raise BadRequest("Address", address, f"lies outside of the pool {pool.prefix}", remedy)
     offset = pool.offset(address)
     if offset < first:
         kind = "network" if pool.prefix.version == 4 else "subnet-router anycast"
-        raise BadRequest("Address", address, f"is the {kind} address of {pool.prefix}", way_out)
+        raise BadRequest("Address", address, f"is the {kind} address of {pool.prefix}", remedy)
     if offset > last:
-        raise BadRequest("Address", address, f"is the broadcast address of {pool.prefix}", way_out)
+        raise BadRequest("Address", address, f"is the broadcast address of {pool.prefix}", remedy)
     return offset
 
 
 def _refuse_twin(pool: Pool, offset: int, gateway: bool, in_use: InUse | None) -> None:
-    """Raise Conflict if the address has an owner who would notice; *in_use* None: there is no asking.
+    """Raise Conflict if the address has an owner who would notice; with *in_use* None nobody can be asked.
 
     A lease alone is no owner: after an unclean exit nobody released it (moby keeps no Swarm
     endpoints over a restart), and a leader's replay names leases that are held.

@@ -25,7 +25,7 @@ _RANGES_V4: dict[Space, tuple[IPv4Network, ...]] = {
 """IPv4 ranges per space, best first. The second one serves hosts that route all of 10/8 elsewhere."""
 
 _SHORTEST_ROUTE = {4: 8, 6: 8}
-"""Routes with a shorter prefix say nothing about where addresses live.
+"""Routes with a shorter prefix say nothing about where addresses are in use.
 
 These are the default route, and the halves and quarters of the address space that VPN clients lay over it.
 """
@@ -77,7 +77,7 @@ def choose_pool(
     raise Exhausted(
         "Pool",
         f"any IPv{version} /{length}",
-        f"no such prefix is left in {' or '.join(map(str, ranges))} beside {len(state.pools)} pools "
+        f"no free prefix is left in {' or '.join(map(str, ranges))} besides {len(state.pools)} pools "
         f"and {len(routes)} host routes",
         "name a free one with --subnet, or remove networks that are no longer needed",
     )

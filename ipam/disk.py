@@ -24,7 +24,7 @@ class LeaseFile(JsonFile[IpamState]):
             version=VERSION,
             encode=encode,
             decode=decode,
-            loss="forgets every address given so far, after all containers with such addresses were stopped",
+            loss="forgets every address given out so far: first stop all containers that use one",
             refusal=partial(DiskError, "state file"),
         )
 
@@ -55,6 +55,7 @@ def _pool(key: PoolKey, pool: Pool) -> dict[str, Any]:
 
 
 def _read_pool(row: dict[str, Any]) -> tuple[PoolKey, Pool]:
+    """Convert every field, and raise for what does not fit: a damaged pool must not give an address twice."""
     prefix = ip_network(row["prefix"])
     cursors: dict[Network | None, int | None] = {
         ip_network(sub) if sub else None: last if last is None else int(last)

@@ -1,7 +1,7 @@
-"""What can go wrong in address management, as a person should read it.
+"""What can go wrong in address management, worded for people.
 
 Every error names the *field* the engine (or the user) filled in, the *value* found there, the
-*problem* and the *way out*. The engine passes the sentence on to the user unchanged, but never the
+*problem* and the *remedy*. The engine passes the sentence on to the user unchanged, but never the
 type: for a remote IPAM `errors.Is(err, ErrNoAvailableIPs)` is always false in the engine.
 """
 
@@ -20,15 +20,15 @@ class IpamError(Exception):
     """Base of all errors of this package.
 
     *field* is the wire's or the command line's name of what is wrong, *value* what was found there,
-    *problem* a clause that says why it cannot be, *way_out* a clause that says what to do instead.
+    *problem* a clause that says why it is refused, *remedy* a clause that says what to do instead.
     """
 
-    def __init__(self, field: str, value: object, problem: str, way_out: str) -> None:
-        super().__init__(f'{field} "{_show(value)}": {problem}; {way_out}')
+    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+        super().__init__(f'{field} "{_show(value)}": {problem}; {remedy}')
         self.field = field
         self.value = value
         self.problem = problem
-        self.way_out = way_out
+        self.remedy = remedy
 
 
 class BadRequest(IpamError):
@@ -36,7 +36,7 @@ class BadRequest(IpamError):
 
 
 class Exhausted(IpamError):
-    """Nothing is left to give: no default pool, or no address in the pool."""
+    """Nothing is left to give out: no default pool, or no address in the pool."""
 
 
 class Conflict(IpamError):
@@ -44,7 +44,7 @@ class Conflict(IpamError):
 
 
 class NotFound(IpamError):
-    """The pool is not known and cannot safely be made again from its id."""
+    """The pool is not known and cannot safely be recreated from its id."""
 
 
 class DiskError(IpamError):

@@ -1,7 +1,7 @@
 """AddressManager: the six calls of the engine's IpamDriver, typed, for the edge to call.
 
-Each call is one transaction: parse, compute the next state, have it on the disk, then let it be
-the state and answer. If anything fails, nothing has happened.
+Each call is one transaction: parse, compute the next state, save it to disk, then publish it
+and answer. If anything fails, nothing has happened.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class AddressManager:
     *routes* says which prefixes default pools must avoid; *in_use* whether a living endpoint of
     this host has an address (see `allocator.InUse`); *clock* is monotonic seconds. *networks* says
     which prefixes the stand-alone networks of this host have: only these are defended against
-    overlapping pools, so that what an unclean exit left behind, or a Swarm chose, is in nobody's
+    overlapping pools, so that what an unclean exit left behind, or a Swarm chose, stands in nobody's
     way. Without it every local pool is defended.
 
     Construction loads the state: DiskError if the file is damaged or newer.
@@ -92,11 +92,11 @@ class AddressManager:
 
     @property
     def state(self) -> IpamState:
-        """The state as of now: a value, safe to look at for as long as one likes."""
+        """The state as of now: a value that never changes."""
         return self._committed.snapshot()[0]
 
     def _change(self, step: Callable[[IpamState, float], tuple[IpamState, T]], *, lasting: bool = True) -> T:
-        """Take a step; a release need not be *lasting*: the engine says it once, whatever the disk does."""
+        """Take a step; a release need not be *lasting*: the engine sends it once, full disk or not."""
         now = self._clock()
         answer, _ = self._committed.change(
             lambda state: step(replay.expire(state, now), now), lasting=lasting
@@ -132,7 +132,7 @@ class AddressManager:
         return PoolLease(str(pool_id), pool_id.prefix)
 
     def release_pool(self, pool_id: str) -> None:
-        """Close a pool (IpamDriver.ReleasePool); one that is not there, or a full disk, is no error."""
+        """Close a pool (IpamDriver.ReleasePool); an unknown one, or a full disk, is no error."""
         try:
             parsed = parse_pool_id(pool_id)
         except NotFound:

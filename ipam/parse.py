@@ -35,7 +35,7 @@ _NEVER: tuple[tuple[str, Network], ...] = (
     ("unspecified", ip_network("0.0.0.0/8")),
     ("unspecified", ip_network("::/128")),
 )
-"""Where no container can have an address, whatever the user says."""
+"""Where no container can have an address, whatever the user asks for."""
 
 
 def parse_space(text: str) -> Space:
@@ -43,23 +43,23 @@ def parse_space(text: str) -> Space:
     try:
         return Space(text)
     except ValueError:
-        way_out = f'use "{Space.LOCAL}" or "{Space.GLOBAL}", as GetDefaultAddressSpaces says'
-        raise BadRequest("AddressSpace", text, "is not an address space of this driver", way_out) from None
+        remedy = f'use "{Space.LOCAL}" or "{Space.GLOBAL}", as GetDefaultAddressSpaces says'
+        raise BadRequest("AddressSpace", text, "is not an address space of this driver", remedy) from None
 
 
 def parse_prefix(field: str, text: str) -> Network:
     """Return a CIDR prefix; raise BadRequest if it is none.
 
     Host bits are cleared, as engines up to 24 do with what the user typed (later ones refuse it
-    themselves before anything reaches us); the answer shows the user what he got.
+    themselves before anything reaches us); the answer shows the user what they got.
     """
     try:
         if not _PREFIX.fullmatch(text):
             raise ValueError("not address/length")
         return ip_network(text, strict=False)
     except ValueError:
-        way_out = "write address/length, such as 10.20.0.0/24 or fd12:3456::/64"
-        raise BadRequest(field, text, "is not a subnet in CIDR form", way_out) from None
+        remedy = "write address/length, such as 10.20.0.0/24 or fd12:3456::/64"
+        raise BadRequest(field, text, "is not a subnet in CIDR form", remedy) from None
 
 
 def parse_address(text: str) -> Address:
@@ -69,8 +69,8 @@ def parse_address(text: str) -> Address:
             raise ValueError("not an address")
         return ip_address(text)
     except ValueError:
-        way_out = "write a plain address without a length, such as 10.20.0.5"
-        raise BadRequest("Address", text, "is not an IP address", way_out) from None
+        remedy = "write a plain address without a length, such as 10.20.0.5"
+        raise BadRequest("Address", text, "is not an IP address", remedy) from None
 
 
 def parse_pool_id(text: str) -> PoolId:
@@ -78,8 +78,8 @@ def parse_pool_id(text: str) -> PoolId:
     try:
         return PoolId.parse(text)
     except ValueError:
-        way_out = "use an id that RequestPool of this driver gave"
-        raise NotFound("PoolID", text, "is not a pool of this driver", way_out) from None
+        remedy = "use an id that this driver's RequestPool returned"
+        raise NotFound("PoolID", text, "is not a pool of this driver", remedy) from None
 
 
 def parse_pool_request(space: str, pool: str, sub_pool: str, v6: bool) -> PoolRequest:
@@ -87,7 +87,9 @@ def parse_pool_request(space: str, pool: str, sub_pool: str, v6: bool) -> PoolRe
     where, version = parse_space(space), 6 if v6 else 4
     if not pool:
         if sub_pool:
-            raise BadRequest("SubPool", sub_pool, "has no pool to lie in", "give --subnet with --ip-range")
+            raise BadRequest(
+                "SubPool", sub_pool, "has no pool to be part of", "give --subnet with --ip-range"
+            )
         return PoolRequest(where, version)
     prefix = parse_prefix("Pool", pool)
     _check_family("Pool", prefix, version)
@@ -104,8 +106,8 @@ def _is_any(pool: str) -> bool:
 
 def _any_of(space: Space, size: Network, sub_pool: str) -> PoolRequest:
     if sub_pool:
-        way_out = "give a concrete --subnet with --ip-range"
-        raise BadRequest("SubPool", sub_pool, f"cannot lie in any /{size.prefixlen}", way_out)
+        remedy = "give a concrete --subnet with --ip-range"
+        raise BadRequest("SubPool", sub_pool, f"needs a concrete pool, not any /{size.prefixlen}", remedy)
     return PoolRequest(space, size.version, length=size.prefixlen)
 
 
@@ -114,16 +116,16 @@ def _check_family(field: str, prefix: Network, version: int) -> None:
         return
     if version == 4:
         # A Swarm sends IPv6 subnets without V6 and would give its tasks one family at random.
-        way_out = "use an IPv4 subnet; a Swarm has no IPv6 addresses, a stand-alone network takes --ipv6"
-        raise BadRequest(field, prefix, "is an IPv6 subnet where IPv4 was asked for", way_out)
+        remedy = "use an IPv4 subnet; a Swarm has no IPv6 addresses, a stand-alone network takes --ipv6"
+        raise BadRequest(field, prefix, "is an IPv6 subnet where IPv4 was asked for", remedy)
     raise BadRequest(field, prefix, "is an IPv4 subnet where IPv6 was asked for", "use an IPv6 subnet")
 
 
 def _check_place(prefix: Network) -> None:
     for kind, never in _NEVER:
         if overlap(prefix, never):
-            way_out = "use a private subnet, such as one in 10.0.0.0/8 or fd00::/8"
-            raise BadRequest("Pool", prefix, f"contains {kind} addresses ({never})", way_out)
+            remedy = "use a private subnet, such as one in 10.0.0.0/8 or fd00::/8"
+            raise BadRequest("Pool", prefix, f"contains {kind} addresses ({never})", remedy)
 
 
 def _parse_sub_pool(text: str, pool: Network) -> Network | None:
@@ -131,17 +133,17 @@ def _parse_sub_pool(text: str, pool: Network) -> Network | None:
         return None
     sub_pool = parse_prefix("SubPool", text)
     if not (overlap(sub_pool, pool) and sub_pool.prefixlen >= pool.prefixlen):
-        way_out = f"choose an --ip-range inside of {pool}, or leave it out"
-        raise BadRequest("SubPool", sub_pool, f"lies outside of the pool {pool}", way_out)
+        remedy = f"choose an --ip-range inside {pool}, or leave it out"
+        raise BadRequest("SubPool", sub_pool, f"lies outside of the pool {pool}", remedy)
     return sub_pool
 
 
 def check_options(options: Mapping[str, str] | None) -> None:
-    """Refuse an `--ipam-opt` nobody knows by its name; the engine's own keys always pass."""
+    """Refuse an unknown `--ipam-opt` by name; the engine's own keys always pass."""
     for key in options or ():
         if key in KNOWN_OPTIONS or key == REQUEST_TYPE or key.startswith(_ENGINE_PREFIX):
             continue
-        known = f"known are {', '.join(sorted(KNOWN_OPTIONS))}" if KNOWN_OPTIONS else "there are none so far"
+        known = f"it knows {', '.join(sorted(KNOWN_OPTIONS))}" if KNOWN_OPTIONS else "it has none so far"
         raise BadRequest("--ipam-opt", key, "is not an option of this driver", f"leave it out; {known}")
 
 

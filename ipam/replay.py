@@ -3,7 +3,7 @@
 A new Swarm leader's allocator asks its own node's plugin again for every pool, gateway, VIP and
 task address it knows (swarmkit manager/allocator doNetworkInit); the old leader's plugin hears
 nothing. So a plugin that was leader once holds stale leases when it becomes leader again. There is
-no "reset" call; what there is, is this:
+no "reset" call; this is what there is:
 
 * IpamDriver.GetCapabilities comes at each election, just before the replay, but also whenever the
   plugin is enabled, and then nothing follows. It starts an *epoch*: all the leader's leases become

@@ -1,4 +1,4 @@
-"""What driver and IPAM have in common: how a process of ours treats its files and its threads.
+"""What the driver and IPAM have in common: how our processes treat their files and threads.
 
 Belongs here: mechanisms that would be right for any daemon, and that both packages need.
 

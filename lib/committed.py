@@ -51,7 +51,7 @@ class Disk(Protocol[S]):
 
 
 class _Answer(NamedTuple):
-    """What came of one step."""
+    """The result of one step."""
 
     value: Any = None
     error: BaseException | None = None
@@ -67,14 +67,14 @@ class _Change(Generic[S]):
 
 
 class _Outcome(NamedTuple, Generic[S]):
-    """What some changes make of a value: another one, and an answer for each."""
+    """What some changes turn a value into, and an answer for each."""
 
     value: S
     answers: Sequence[_Answer]
 
 
 class Committed(Generic[S]):
-    """The value. Safe for all threads; who only looks does not wait for the disk."""
+    """The value. Safe for all threads; readers never wait for the disk."""
 
     def __init__(self, value: S, disk: Disk[S], durable: Callable[[S], object]) -> None:
         """Begin with *value*, as it is on *disk*; *durable* returns the part that must be there."""
@@ -132,7 +132,7 @@ class Committed(Generic[S]):
         return None if outcome.answers[0].error or self._differ(outcome.value, value) else outcome
 
     def _commit(self) -> None:
-        """Make the queue the group, have on disk what it makes of the value, and let everybody see that."""
+        """Make the queue the group, save what it turns the value into, and publish that."""
         self._group, self._queue = self._queue, []
         self._next = self._apply(self._group, self._current[0])
         if self._differ(self._next.value, self._current[0]) and (refusal := self._write(self._next.value)):
@@ -142,7 +142,7 @@ class Committed(Generic[S]):
         self._turn.notify_all()
 
     def _write(self, value: S) -> BaseException | None:
-        """Save *value* without the lock; return what prevented it: all who wait must hear of that."""
+        """Save *value* without the lock; return what prevented it, since all who wait must be told."""
         self._turn.release()
         try:
             self._disk.save(value)
@@ -155,7 +155,7 @@ class Committed(Generic[S]):
     def _apply(
         self, changes: Sequence[_Change[S]], value: S, refusal: BaseException | None = None
     ) -> _Outcome[S]:
-        """Apply *changes* in turn; after a *refusal* of the disk, without those that would have to last."""
+        """Apply *changes* in turn; after the disk's *refusal*, without those that must last."""
         answers = []
         for change in changes:
             try:
@@ -183,4 +183,4 @@ class Committed(Generic[S]):
 def _bear(refusal: BaseException, change: _Change[Any]) -> None:
     if change.lasting:
         raise refusal
-    log.warning("%s. What has ended counts as ended all the same; the next change writes it", refusal)
+    log.warning("%s. What was removed stays removed in memory; the next change saves it", refusal)

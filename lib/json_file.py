@@ -3,8 +3,8 @@
 The file holds a format number, the SHA-256 of the value's canonical JSON, and the value. A write goes to a
 temporary file beside it, is flushed to the disk and renamed over the old file, and the folder is flushed:
 after a crash at any point either the old or the new value is there, whole. What cannot be trusted is
-refused and left as it is, since what it tells of may be in use, and a person can repair what a program
-could only guess.
+refused and left as it is: what it describes may be in use, and a person can repair what a program could
+only guess at.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class JsonFile(Generic[T]):
         loss: str,
         refusal: Callable[[Path, str, str], Exception],
     ) -> None:
-        """*encode* makes plain JSON values of a value, and *decode* the value of these.
+        """*encode* turns a value into plain JSON values, and *decode* turns these back.
 
-        *refusal* makes the exception that `load` and `save` raise, of the path, a clause that says what is
+        *refusal* makes the exception that `load` and `save` raise, from the path, a clause that says what is
         wrong with the file and one that says what to do. *loss* ends "or move it away, which ...".
         """
         self._path = path
         self._version = version
         self._encode = encode
         self._decode = decode
-        self._way_out = f"run the version that wrote it or restore a backup; or move it away, which {loss}"
+        self._remedy = f"run the version that wrote it or restore a backup; or move it away, which {loss}"
         self._refuse = partial(refusal, path)
         self._temporary = path.with_name(f".{path.name}.new")
         self._loaded = False
@@ -51,8 +51,8 @@ class JsonFile(Generic[T]):
     def load(self) -> T | None:
         """Return the value that was saved last, None if there never was one.
 
-        Raises the refusal when the file cannot be read, is damaged, newer, or of another kind. What a
-        write that was cut short has left is removed.
+        Raises the refusal when the file cannot be read, is damaged, newer, or of another kind. The
+        leftovers of an interrupted write are removed.
         """
         self._loaded = False
         self._drop_leftovers()
@@ -65,7 +65,7 @@ class JsonFile(Generic[T]):
         try:
             value = unpack(data, self._version, self._decode)
         except ValueError as error:
-            raise self._refuse(str(error), self._way_out) from error
+            raise self._refuse(str(error), self._remedy) from error
         self._loaded = True
         return value
 
@@ -91,7 +91,9 @@ class JsonFile(Generic[T]):
     def _prepare(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._path.exists():
-            raise self._refuse("was not loaded, so it is not overwritten", "look at the error of its loading")
+            raise self._refuse(
+                "was not loaded, so it is not overwritten", "see the earlier error about loading it"
+            )
 
     def _replace(self, data: bytes) -> None:
         with open(os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -106,9 +108,9 @@ class JsonFile(Generic[T]):
             os.close(folder)
 
     def _drop_leftovers(self) -> None:
-        former = self._path.with_name(f"{self._path.name}.new")  # what the network driver's was called once
+        former = self._path.with_name(f"{self._path.name}.new")  # the network driver's former name for it
         for leftover in (self._temporary, former):
-            with contextlib.suppress(OSError):  # on a read-only disk even the removal of nothing fails
+            with contextlib.suppress(OSError):  # on a read-only disk even removing nothing fails
                 leftover.unlink()
 
 
@@ -139,7 +141,7 @@ def unpack(data: bytes, version: int, decode: Callable[[Any], T]) -> T:
         raise ValueError("is damaged (its checksum does not match)")
     try:
         return decode(content.get("state"))
-    except Exception as error:  # whatever well-formed but foreign content makes of itself
+    except Exception as error:  # well-formed content of another kind can fail in any way
         raise ValueError(f"holds something else ({type(error).__name__}: {error})") from error
 
 

@@ -1,9 +1,9 @@
-"""Threads that neither end unseen nor spin, and that can be asked how they fare.
+"""Threads that neither end unnoticed nor spin, and whose state can be read.
 
 A thread calls its *turn* again and again. A turn does one piece of work and returns for how many seconds
-there is nothing more to do; `wake` ends that pause early. Faults that somebody foresaw are the turn's own
-business. One that nobody foresaw is logged, and the turn is begun again after a pause. That grows while the
-turn goes on failing, and `wake` does not shorten it: what wakes a failing thread may do so all the time.
+there is nothing more to do; `wake` ends that pause early. Expected faults are the turn's own business. An
+unexpected one is logged, and the turn is repeated after a pause. The pause grows while the turn keeps
+failing, and `wake` does not shorten it: whatever wakes a failing thread may do so all the time.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 10.0
-"""Seconds; also for how long a thread must go well before its pauses begin anew with the first."""
+"""Seconds; also how long a thread must work without a fault before its pauses start over."""
 _SAY_AGAIN: Final = 600.0
 """Seconds until the same failure is logged once more."""
 
 
 class Doing(StrEnum):
-    """What a thread does."""
+    """What a thread is doing."""
 
     NOTHING = "not started"
     RUNNING = "running"
     WAITING = "waiting"
     FAILING = "failing"
-    """Its last attempt failed, and no later one has come as far as to wait for new work."""
+    """Its last attempt failed, and none since has got far enough to wait for new work."""
     ENDED = "ended"
 
 
@@ -47,7 +47,7 @@ class ThreadState(NamedTuple):
     failures: int = 0
     """How often it has failed in all."""
     reason: str = ""
-    """Of the last failure, which may be over."""
+    """Why it last failed, which may be over."""
 
 
 class Supervised:
@@ -84,7 +84,7 @@ class Supervised:
 
     @property
     def state(self) -> ThreadState:
-        """How it fares at this moment."""
+        """Its state at this moment."""
         return self._state
 
     @property
@@ -94,7 +94,7 @@ class Supervised:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was told to end: a long turn looks now and then."""
+        """Whether it was told to end: a long turn checks this now and then."""
         return self._stopping
 
     @property
@@ -132,7 +132,7 @@ class Supervised:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within a turn, wait for something to do: whatever failed before has gone well now."""
+        """Within a turn, wait for something to do: whatever failed before has now succeeded."""
         self._become(Doing.WAITING)
         try:
             yield
@@ -140,7 +140,7 @@ class Supervised:
             self._become(Doing.RUNNING)
 
     def failed(self, error: Exception) -> None:
-        """Record and log a fault that nobody foresaw, but which the turn itself survives.
+        """Record and log an unexpected fault that the turn itself survives.
 
         The first one is logged with its traceback, the same one again only after a while.
         """
@@ -150,7 +150,9 @@ class Supervised:
         self._state = ThreadState(before.name, Doing.FAILING, since, before.failures + 1, reason)
         if reason != self._said or now - self._said_at > _SAY_AGAIN:
             self._said, self._said_at = reason, now
-            log.error("unexpected fault in thread %r, which goes on: %s", before.name, reason, exc_info=error)
+            log.error(
+                "unexpected fault in thread %r, which continues: %s", before.name, reason, exc_info=error
+            )
 
     def _run(self) -> None:
         """Go from turn to turn. One sees all that was before it began, so it takes earlier wake-ups."""
@@ -169,7 +171,7 @@ class Supervised:
             self._become(Doing.ENDED)
 
     def _rest(self, seconds: float) -> None:
-        """Wait for the next turn, whose predecessor has gone well."""
+        """Wait for the next turn, after one that succeeded."""
         if seconds > 0:
             with self.waiting(), self._changed:
                 limit = None if seconds == math.inf else seconds

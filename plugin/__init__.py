@@ -1,3 +1,3 @@
-"""The edge: what the engine talks to, the process, and how all parts are put together."""
+"""The edge: what the engine talks to, the process, and how the parts are put together."""
 
 __version__ = "0.1.0"

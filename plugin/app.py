@@ -13,7 +13,7 @@ from plugin.routes import dispatch, table
 
 
 def create_app(network: NetworkCalls, ipam: IpamCalls) -> Flask:
-    """Build the application that serves the engine from the two services."""
+    """Build the application that serves the engine's network and IPAM calls."""
     app = Flask(__name__, static_folder=None, template_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     # Werkzeug would redirect "//Plugin.Activate", with a page of HTML, instead of answering 404.

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 CANNOT_START = (EXIT_USAGE, 3)
-"""Exit statuses after which a new start would end the same way; 3 is gunicorn's, of its worker."""
+"""Exit statuses after which a restart would fail in the same way; 3 is that of gunicorn's worker."""
 _PATIENCE = 20.0
-"""Seconds; dockerd gives a plugin up when nothing listened for 9.5 (moby plugin/manager_linux.go)."""
+"""Seconds; dockerd gives up on a plugin when nothing has listened for 9.5 (moby plugin/manager_linux.go)."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command in *argv*; raises SystemExit, with status 2 if the user has to change something."""
+    """Run the command in *argv*; raises SystemExit, with status 2 if the user must change something."""
     arguments = _parser().parse_args(argv)
     environ = dict(os.environ)
     if arguments.socket:
@@ -43,13 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pyoverlay {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve the engine until told to end")
+    serve = commands.add_parser("serve", help="serve the engine until stopped")
     serve.add_argument("--socket", metavar="PATH", help="the Unix socket to serve on (PYOVERLAY_SOCKET)")
     return parser
 
 
 def _serve(environ: dict[str, str]) -> NoReturn:
-    """Check the settings and serve; what the user has to change is said on stderr, not logged."""
+    """Check the settings and serve; what the user must change goes to stderr, not to the log."""
     try:
         chosen = settings.load(environ)
     except settings.SettingsError as error:
@@ -78,8 +78,8 @@ def _refuse(*problems: str) -> NoReturn:
 def _wait_to_be_stopped() -> None:
     """Wait, without a socket, until dockerd gives up.
 
-    It restarts a managed plugin at once whenever that ends, for ever. A restart while it still waits for the
-    first one's socket leaves 20.10 with a plugin that cannot be enabled again.
+    It restarts a managed plugin at once whenever it ends, for ever. A restart while dockerd 20.10 still waits
+    for the first one's socket leaves a plugin that cannot be enabled again.
     """
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)

@@ -85,7 +85,7 @@ def answer_error(error: Exception) -> Response:
 def describe(error: Exception) -> tuple[int, str]:
     """Return status and sentence for *error*.
 
-    What nobody foresaw may hold anything, so only the log gets it, and the answer a reference to it.
+    An unexpected one may contain anything, so only the log shows it, and the answer refers to the log.
     """
     if isinstance(error, ValidationError):
         return 400, sentence(error)

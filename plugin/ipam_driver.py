@@ -1,4 +1,4 @@
-"""The IpamDriver methods: wire in, one call of the IPAM service, wire out."""
+"""The IpamDriver methods: wire in, one call of address management, wire out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class IpamCalls(Protocol):
 
 
 class IpamDriver:
-    """Handlers, one a method."""
+    """Handlers, one for each method."""
 
     def __init__(self, addresses: IpamCalls) -> None:
         self._addresses = addresses

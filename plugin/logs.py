@@ -1,4 +1,4 @@
-"""Logging of the process: one line an event, to where dockerd gives it the right level."""
+"""Logging of the process: one line per event, sent where dockerd gives it the right level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class OneLine(logging.Formatter):
     """Time, level, logger, message; whatever has several lines becomes one.
 
     dockerd makes an entry of every line (moby `daemon/pkg/plugin/manager.go`: makeLoggerStreams), and
-    text that comes in with a request must not be able to fake one.
+    text from a request must not be able to fake one.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,6 @@ def set_up(level: str) -> None:
     for handler in (calm, loud):
         handler.setFormatter(OneLine())
     logging.basicConfig(level=level.upper(), handlers=(calm, loud), force=True)
-    # At debug level these tell of every connection and of all of their own settings.
+    # At debug level these log every connection and all of their own settings.
     for name in ("gunicorn.error", "urllib3", "werkzeug", "asyncio", "pyroute2"):
         logging.getLogger(name).setLevel(logging.INFO if level == "debug" else logging.WARNING)

@@ -1,4 +1,4 @@
-"""The NetworkDriver methods: wire in, one call of the overlay service, wire out."""
+"""The NetworkDriver methods: wire in, one call of the overlay, wire out."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class NetworkCalls(Protocol):
         mac: Mac | None,
         options: Mapping[str, object],
     ) -> Mac | None:
-        """Have an endpoint; return the MAC that the engine has to be told, if any."""
+        """Record an endpoint; return the MAC that the engine must be told, if any."""
 
     def delete_endpoint(self, network: str, endpoint: str) -> None:
         """Have it no longer."""
@@ -75,7 +75,7 @@ class NetworkCalls(Protocol):
 
 
 class NetworkDriver:
-    """Handlers, one a method."""
+    """Handlers, one for each method."""
 
     def __init__(self, overlay: NetworkCalls) -> None:
         self._overlay = overlay
@@ -164,12 +164,12 @@ class NetworkDriver:
 
 
 def _node(request: wire.DiscoverRequest) -> wire.NodeDiscovery | None:
-    """Return the host that *request* tells of, or None: a hint that says nothing is no error."""
+    """Return the host that *request* announces, or None: an empty hint is no error."""
     if request.DiscoveryType != NODE_DISCOVERY:
         log.info("discovery of type %d ignored: it is not about hosts", request.DiscoveryType)
         return None
     try:
-        # Not strict: the value comes out of a model, where an address is still a JSON string.
+        # Not strict: the value comes from a model, where an address is still a JSON string.
         return wire.NodeDiscovery.model_validate(request.DiscoveryData)
     except ValidationError as error:
         log.warning("discovery of a host ignored: %s", sentence(error))

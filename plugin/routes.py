@@ -67,7 +67,7 @@ def _bare(handle: Callable[[], wire.Answer]) -> Route:
 
 
 def dispatch(method: str, route: Route) -> Response:
-    """Parse, call, answer. Whatever goes wrong is raised; `plugin.errors` makes the answer of it."""
+    """Parse, call, answer. Whatever goes wrong is raised; `plugin.errors` turns it into an answer."""
     started = time.perf_counter()
     parsed = route.model.model_validate_json(_body()) if route.model else None
     answer = route.handle(parsed)
@@ -86,11 +86,11 @@ def _body() -> bytes:
         body = request.get_data(cache=False)
     except (OSError, ClientDisconnected) as error:
         raise BadRequest("request body: it stopped coming; nothing was done") from error
-    # gunicorn hands on what there was when the sender hung up, and that may be valid by chance.
+    # gunicorn passes on what it had when the sender hung up, and that may be valid by chance.
     if len(body) < (request.content_length or 0):
         raise BadRequest("request body: it stopped coming; nothing was done")
     if not body.strip():
         # A retry reuses a reader that the first attempt has emptied (moby pkg/plugins/client.go:
-        # callWithRetry). Defaults in place of what was meant would do harm.
-        raise BadRequest("request body: it is empty, as in a retry of the engine's; nothing was done")
+        # callWithRetry). Defaults in its place would do harm.
+        raise BadRequest("request body: it is empty, as in the engine's retries; nothing was done")
     return body

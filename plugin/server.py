@@ -1,11 +1,11 @@
 """The process: gunicorn with one worker on a Unix socket.
 
-The *arbiter* owns the socket, outlives the worker and starts it anew when it dies; connections wait in
-the socket's queue meanwhile. In the plugin it is PID 1 and reaps every orphan. The *worker*, one only
+The *arbiter* owns the socket, outlives the worker and restarts it when it dies; meanwhile connections
+wait in the socket's queue. In the plugin it is PID 1 and reaps every orphan. The *worker*, one only
 because state and kernel have one writer, runs the application and the runtime behind it.
 
 gunicorn is made for strangers on the Internet and for code that leaks. `_Worker` and `_Arbiter` change
-what does not suit one trusted client, at gunicorn's seams of version 27: revise them with each new one.
+what does not suit one trusted client, by way of gunicorn 27's internals: review them with each new version.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ THREADS = 64
 """At most; they are made as needed. A Join may wait for seconds, and the engine sends as many at a time
 as containers start, while it expects EndpointOperInfo to answer at once."""
 PATIENCE = 5
-"""Seconds that a client may be silent within a request before its thread is taken away."""
+"""Seconds that a client may be silent within a request before it loses its thread."""
 WORKER_GRACE = 3
-"""Seconds that calls under way have to end when the process is told to go."""
+"""Seconds that calls in progress have to finish when the process is told to stop."""
 ARBITER_GRACE = 6
 """Seconds until a worker that does not end is killed; dockerd kills all after 10 (moby
 `daemon/pkg/plugin/manager_linux.go`: shutdownPlugin)."""
@@ -81,7 +81,7 @@ class Runtime(Protocol):
         """Start everything and return the application."""
 
     def stop(self) -> None:
-        """Stop what `start` has started, which after a failure is only a part.
+        """Stop what `start` has started: after a failure, only part of it.
 
         Called once, from the main thread.
         """
@@ -89,14 +89,14 @@ class Runtime(Protocol):
 
 MakeRuntime: TypeAlias = Callable[[Settings, Restart], Runtime]
 """Makes the runtime, in the worker. The second argument ends the whole process with `EXIT_RESTART`
-after the calls under way: whoever started it shall start it again. It takes the reason for the log."""
+after the calls in progress: whoever started it must start it again. It takes the reason for the log."""
 
 
 def serve(settings: Settings, make_runtime: MakeRuntime, preload: tuple[str, ...] = ()) -> NoReturn:
-    """Serve until told to end; does not return but raises SystemExit.
+    """Serve until stopped; never returns but raises SystemExit.
 
     The modules named in *preload* are imported after the socket is there and before the worker is
-    forked, so that both processes share their memory and a new worker is there at once. They must not
+    forked, so that both processes share their memory and a new worker starts at once. They must not
     start threads.
 
     Raises SocketInUse.
@@ -111,11 +111,13 @@ def _claim(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
-            raise SocketInUse(f"{path}: there is a file of that name that is not a socket; remove it")
+            raise SocketInUse(f"{path}: this file exists and is not a socket; remove it")
         deadline = time.monotonic() + _OLD_PROCESS
         while _answers(path):
             if time.monotonic() > deadline:
-                raise SocketInUse(f"{path}: another process serves it; stop that, or choose another --socket")
+                raise SocketInUse(
+                    f"{path}: another process is serving on it; stop that process or choose another --socket"
+                )
             time.sleep(0.1)
     except OSError as error:
         raise SocketInUse(f"{path}: {error.strerror}") from error
@@ -129,7 +131,7 @@ def _answers(path: Path) -> bool:
 
 
 def _restart(arbiter: int, reason: str) -> None:
-    log.warning("ending, to be started anew: %s", reason)
+    log.warning("stopping in order to be restarted: %s", reason)
     os.kill(arbiter, signal.SIGUSR2)
 
 
@@ -151,7 +153,7 @@ class _Server(BaseApplication):
             "workers": 1,
             "worker_class": _Worker,
             "threads": THREADS,
-            # The engine retries with an empty body when an idle connection closes under its hands
+            # The engine retries with an empty body when an idle connection is closed before it is used
             # (moby pkg/plugins/client.go: callWithRetry). So each answer says "Connection: close".
             "keepalive": 0,
             "graceful_timeout": ARBITER_GRACE,
@@ -193,7 +195,7 @@ class _Server(BaseApplication):
 
 
 def _after_fork(arbiter: Arbiter, worker: Worker) -> None:
-    # A worker that outlives its arbiter takes what the next one makes for a stranger's, and removes it.
+    # A worker that outlives its arbiter would take the next one's socket for a stranger's and remove it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != arbiter.pid:
         os._exit(1)
@@ -206,7 +208,7 @@ class _Arbiter(Arbiter):
     """An arbiter that has one worker at any time, and ends when the worker asks it to."""
 
     def handle_usr2(self) -> None:
-        raise HaltServer("a restart was asked for", EXIT_RESTART)
+        raise HaltServer("a restart was requested", EXIT_RESTART)
 
     def _keep_going(self) -> None:
         # gunicorn would start a second worker, or end the only one.
@@ -253,7 +255,7 @@ class _Worker(ThreadWorker):
         try:
             client.sendall((head + body).encode())
         except OSError as error:
-            log.debug("no answer possible: %s", error)
+            log.debug("cannot answer: %s", error)
 
 
 _HTTP_STATUS: dict[type[Exception], tuple[int, str]] = {
@@ -274,6 +276,8 @@ class _Logger(Logger):
 
     def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
         if isinstance(sys.exc_info()[1], BlockingIOError):
-            self.error_log.warning("a client was silent for %d s within a request; hung up", PATIENCE)
+            self.error_log.warning(
+                "a client was silent for %d s in the middle of a request; connection closed", PATIENCE
+            )
         else:
             super().exception(msg, *args, **kwargs)

@@ -129,7 +129,7 @@ class Settings(BaseModel):
     def in_swarm(self) -> bool:
         """Whether the host is in a Swarm now, unless the user decided.
 
-        The engine starts its plugins before its API is up, so it is the Swarm's folder that tells:
+        The engine starts its plugins before its API is up, so the Swarm's folder is consulted:
         docker-state.json is there while the node is, or wants to be, in a Swarm (moby daemon/cluster).
         """
         if self.scope != "auto":
@@ -163,7 +163,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 def _unknown(name: str, known: Mapping[str, str]) -> str:
     close = get_close_matches(name.upper(), known, n=1)
-    advice = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+    advice = f"did you mean {PREFIX}{close[0]}?" if close else f"the settings are {', '.join(sorted(known))}"
     return f"{PREFIX}{name}: there is no such setting: {advice}"
 
 

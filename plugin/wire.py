@@ -44,7 +44,7 @@ class Request(Message):
 
 
 class Answer(Message):
-    """Base of what we answer; itself the answer of a method that has nothing to say."""
+    """Base of what we answer; by itself the answer of a method with nothing to say."""
 
 
 # --- Plugin -----------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class EndpointInterface(Message):
 
 
 class CreateEndpointRequest(EndpointRequest):
-    """A container's attachment point is to be made.
+    """Create a container's attachment point.
 
     Options may hold `com.docker.network.endpoint.macaddress` in base64: the same MAC as in Interface,
     which alone counts.
@@ -161,7 +161,7 @@ class JoinRequest(EndpointRequest):
 
 
 class DiscoverRequest(Request):
-    """The engine tells of hosts (type 1); other types carry data of other shapes."""
+    """The engine reports hosts (type 1); other types carry data of other shapes."""
 
     DiscoveryType: int
     DiscoveryData: Any = None
@@ -211,13 +211,13 @@ class CreateEndpointAnswer(Answer):
 
 
 class OperInfoAnswer(Answer):
-    """The engine throws this away (moby `daemon/network.go`: getEndpointPortMapInfo)."""
+    """The engine discards this (moby `daemon/network.go`: getEndpointPortMapInfo)."""
 
     Value: dict[str, str] = Field(default_factory=dict)
 
 
 class Device(Message):
-    """The device that the engine shall move, and what to call it inside."""
+    """The device for the engine to move, and the prefix of its name inside."""
 
     SrcName: str
     DstPrefix: str = "eth"

@@ -6,5 +6,5 @@ control plane (`backend`) and its back ends: in memory for a host that is alone,
 Stays out: the kernel. What the others say becomes part of the wish, and only that.
 
 A reviewer checks: whole values go both ways, never changes; silence is not emptiness (ADR 11): nothing is
-forgotten because nobody answers; a host writes its own records and no others.
+forgotten just because nobody answers; a host writes its own records and no others.
 """

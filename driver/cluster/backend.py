@@ -1,8 +1,8 @@
 """The control plane: how hosts tell each other where containers are.
 
 Both directions carry whole values, never changes: a host says all that it has
-(Publication), and is told all that the others have (View). What became of an earlier
-call, a lost event or a restarted store is thereby never the caller's business.
+(Publication), and is told all that the others have (View). So the caller never has to
+deal with what became of an earlier call, with a lost event or with a restarted store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ControlPlane(Protocol):
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All threads of the back end, for those who want to know how they fare."""
+        """All threads of the back end, so that their state can be read."""
 
     def start(self, on_view: Callable[[View], None]) -> None:
         """Begin; *on_view* gets every new view, in order, from one thread of the back end."""
@@ -27,15 +27,15 @@ class ControlPlane(Protocol):
     def publish(self, publication: Publication) -> None:
         """Replace what this host says; returns at once. The back end works until the store agrees with it.
 
-        A record of ours that another host has overwritten is left to it, and put back when
-        that host withdraws; a record that the store lost is put again.
+        A record of ours that another host has overwritten is left to that host, and restored when it
+        withdraws; a record that the store lost is written again.
         """
 
     def wait_published(self, timeout: float) -> bool:
         """Wait until the store holds the latest publication and every followed network was read.
 
         *timeout* is in seconds. Returns False when time ran out; while the store is away it
-        returns False at once, because waiting would help nobody.
+        returns False at once, because waiting would not help.
         """
 
     def stop(self, *, leave: bool) -> None:

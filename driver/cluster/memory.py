@@ -42,7 +42,7 @@ class MemoryStore:
 
     @property
     def away(self) -> bool:
-        """Whether nobody can reach the store."""
+        """Whether no plane can reach the store."""
         return self._away
 
     def set_away(self, away: bool) -> None:
@@ -51,7 +51,7 @@ class MemoryStore:
         self._notify()
 
     def replace(self) -> None:
-        """Put an empty store in the place of this one."""
+        """Replace this store by an empty one."""
         with self._lock:
             self._data = {}
             self._revision = 1
@@ -69,7 +69,7 @@ class MemoryStore:
             self._listeners.remove(listener)
 
     def read_scope(self, scope: Scope) -> tuple[list[Entry], int]:
-        """Return all entries of *scope* and the revision as of which they are all."""
+        """Return all entries of *scope* and the revision as of which they are complete."""
         with self._lock:
             return [e for key, e in self._data.items() if key.startswith(scope)], self._revision
 
@@ -121,7 +121,7 @@ class MemoryControlPlane:
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All threads, for those who want to know how they fare."""
+        """All threads, so that their state can be read."""
         return (self._thread,)
 
     def start(self, on_view: Callable[[View], None]) -> None:
@@ -161,7 +161,7 @@ class MemoryControlPlane:
             self._store.unlisten(self._thread.wake)
 
     def cut(self, cut: bool) -> None:
-        """Cut this plane alone off from the store, or let it back; its lease ends meanwhile."""
+        """Cut this plane alone off from the store, or let it back; its lease ends in between."""
         self._cut = cut
         for entry in self._store.read_scope(NODES)[0]:
             if cut and entry.key == node_key(self._node):
@@ -176,13 +176,13 @@ class MemoryControlPlane:
         return not self._thread.woken and self._told == wanted and self._ledger.settled(_LEASE)
 
     def _turn(self) -> float:
-        """Bring our records in, and tell the user of the view, if it is another one."""
+        """Write our records, and pass on the view if it has changed."""
         with self._changed:
             view = self._look()
         if view != self._told:
             try:
                 self._on_view(view)
-            except Exception as error:  # whoever uses the views must not end them
+            except Exception as error:  # a failing user of the views must not stop them
                 self._thread.failed(error)
         with self._changed:
             self._told = view
@@ -190,7 +190,7 @@ class MemoryControlPlane:
         return math.inf
 
     def _look(self) -> View:
-        """Read the store, bring our records in, and return the view."""
+        """Read the store, write our records, and return the view."""
         if self._away():
             return self._ledger.view(connected=False)
         if self._generation != self._store.generation:

@@ -1,4 +1,4 @@
-"""Between store and control plane: what we have goes out, what the others have comes in."""
+"""Between wish and control plane: what we have goes out, what the others have comes in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _TICK = 5.0
 """Seconds between looks for nodes whose grace has run out."""
 _TRIES = 3
-"""How often a view is merged while calls go on, before they have to wait for it."""
+"""How often a view is merged while calls continue, before they have to wait for it."""
 
 
 class Peering:
@@ -43,7 +43,7 @@ class Peering:
         self._clock = clock
         self._probe = probe
         self._answering: frozenset[Address] = frozenset()
-        """Hosts that were away from the store and answered when they were asked last."""
+        """Hosts that were away from the store but answered the last probe."""
         self._frozen = False
         """Whether more than half of the nodes were missing at the last look."""
         self._seen: State | None = None
@@ -53,7 +53,7 @@ class Peering:
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """Its own, and the control plane's."""
+        """Its own, and those of the control plane."""
         return (self._ticker, *self._control.threads)
 
     def start(self) -> None:
@@ -64,7 +64,7 @@ class Peering:
         self._ticker.start(_TICK)
 
     def stop(self, *, leave: bool) -> None:
-        """End; with *leave* nothing of ours stays in the control plane."""
+        """End; with *leave*, nothing of ours stays in the control plane."""
         self._ticker.stop()
         self._control.stop(leave=leave)
 
@@ -75,7 +75,7 @@ class Peering:
     def _publish(self) -> None:
         with self._lock:
             state = self._wish.state
-            if state is self._seen:  # whose changes went to disk together are all told of the same state
+            if state is self._seen:  # changes saved together are all announced with the same state
                 return
             self._seen, said = state, publication(state)
             if said != self._published:
@@ -92,9 +92,9 @@ class Peering:
         self._frozen = frozen
 
     def _merged_outside(self, view: View, now: float) -> bool:
-        """Merge *view* while calls go on; return False when one of them changed what was merged.
+        """Merge *view* while calls continue; return False when one of them changed what was merged.
 
-        All rows are looked at, which takes 30 ms for 50,000 of them: too long to make every call wait.
+        This looks at all rows and takes 30 ms for 50,000 of them: too long to make every call wait.
         """
         seen = self._wish.state
         merged = _merged(seen, view, now)
@@ -117,10 +117,10 @@ class Peering:
         return _TICK
 
     def _settle(self, late: Collection[Address], now: float) -> None:
-        """Drop whom nobody hears; who became overdue while these were asked is asked next time."""
+        """Drop hosts that do not answer; those that became overdue during the probe are probed next time."""
         found = frozenset(self._probe(late))
         for vtep in sorted(found - self._answering, key=str):
-            log.warning("host %s is away from the store and answers: its containers' rows stay", vtep)
+            log.warning("host %s is away from the store but answers: keeping its containers' rows", vtep)
         self._answering = found
         self._wish.change(lambda state: replace(state, peers=settle(state.peers, found, now)))
 

@@ -26,24 +26,25 @@ _ECHO: Final = {4: (8, 0), 6: (128, 129)}
 
 
 def answering(vteps: Collection[Address]) -> set[Address]:
-    """Return those of *vteps* that answer within two seconds; none where we may not ask."""
+    """Return those of *vteps* that answer within two seconds; none where we are not allowed to ask."""
     found: set[Address] = set()
     for version in (4, 6):
         some = {vtep for vtep in vteps if vtep.version == version}
         try:
             found |= _ask(version, some) if some else set()
         except OSError as error:
-            log.warning("hosts that are away cannot be asked whether they live: %s", error)
+            log.warning("cannot probe hosts that are away from the store: %s", error)
     return found
 
 
 def _ask(version: int, vteps: set[Address]) -> set[Address]:
+    """Ask several times: one lost packet must not cost a living host its rows."""
     found: set[Address] = set()
     identity = os.urandom(2)
     with _socket(version) as raw:
         for _ in range(_TRIES):
             for vtep in vteps - found:
-                with contextlib.suppress(OSError):  # no route for now, or refused by a filter
+                with contextlib.suppress(OSError):  # no route at the moment, or refused by a filter
                     raw.sendto(_request(version, identity), (str(vtep), 0))
             found |= vteps.intersection(_answers(raw, version, identity))
             if found == vteps:
@@ -73,7 +74,7 @@ def _checksum(data: bytes) -> int:
 
 
 def _answers(raw: socket.socket, version: int, identity: bytes) -> Iterator[Address]:
-    """Yield who answers within the pause."""
+    """Yield the hosts that answer within the pause."""
     end = time.monotonic() + _PAUSE
     while (left := end - time.monotonic()) > 0 and select.select([raw], [], [], left)[0]:
         data, (sender, *_) = raw.recvfrom(2048)

@@ -1,4 +1,4 @@
-"""What a new process takes over from the kernel, and who has ended unseen."""
+"""What a new process takes over from the kernel, and which containers ended without a Leave."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from driver.wish.wish import Wish
 log = logging.getLogger(__name__)
 
 _HANDOVER = 1.0
-"""Seconds in which the engine has moved a container end into its container."""
+"""Seconds after which the engine has surely moved a container end into its container."""
 
 
 def adopt_kernel(wish: Wish, kernel: Kernel, clock: Callable[[], float]) -> None:
-    """Take the rows in the kernel as what the others had when the former process ended.
+    """Take the rows in the kernel for what the others had when the former process ended.
 
-    Who has no container ended after it, or with the whole host.
+    Endpoints without a container ended after it, or with the whole host.
     """
     ends = _given_back(wish.state, kernel, clock)
     for network in wish.state.networks:
         try:
             _adopt_network(wish, kernel, network, ends, clock())
-        except Exception as error:  # one network's trouble is no other's
+        except Exception as error:  # trouble with one network must not stop the others
             trace = unforeseen(error)
-            log.warning("network %s: cannot take over what is there: %s", network, error, exc_info=trace)
+            log.warning("network %s: cannot adopt what is in the kernel: %s", network, error, exc_info=trace)
 
 
 def _adopt_network(wish: Wish, kernel: Kernel, network: NetworkId, ends: Collection[str], now: float) -> None:
@@ -48,7 +48,7 @@ def _adopt_network(wish: Wish, kernel: Kernel, network: NetworkId, ends: Collect
 
 
 def withdraw(wish: Wish, network: NetworkId, gone: Collection[EndpointId]) -> None:
-    """Announce no more the endpoints that no container has."""
+    """Stop announcing the endpoints that no container has."""
     for endpoint in gone:
         log.warning("network %s: endpoint %s has lost its container: withdrawn", network, endpoint)
     if gone:
@@ -58,7 +58,7 @@ def withdraw(wish: Wish, network: NetworkId, gone: Collection[EndpointId]) -> No
 def _given_back(state: State, kernel: Kernel, clock: Callable[[], float]) -> Collection[str]:
     """Return the container ends that are in the host's namespace and stay there.
 
-    The engine may be about to take that of a Join which the former process has just answered.
+    The engine may be about to move one for a Join that the former process has just answered.
     """
     joined = {container_name(e.id) for e in state.endpoints.values() if e.phase is Phase.JOINED}
     end = clock() + _HANDOVER
@@ -67,7 +67,7 @@ def _given_back(state: State, kernel: Kernel, clock: Callable[[], float]) -> Col
             time.sleep(_HANDOVER / 20)
     except Exception as error:
         log.warning(
-            "containers that have ended meanwhile are not seen: %s", error, exc_info=unforeseen(error)
+            "cannot tell which containers have ended in the meantime: %s", error, exc_info=unforeseen(error)
         )
         return ()
     return ends

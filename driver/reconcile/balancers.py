@@ -1,8 +1,8 @@
-"""Services with virtual addresses: what the Swarm's leader says, and what this host makes of it. Pure.
+"""Services with virtual addresses: what the Swarm's leader says, and what follows for this host. Pure.
 
 Three rules decide where a connection to a virtual address goes:
 
-* The leader's word stands until it says something else: not while the store is away, nor while a new
+* The leader's word stands until it says something else, also while the store is away and while a new
   store has yet to hear from it.
 * A backend that no host announces (any more) gets nothing, whatever the leader says: it knows of an end
   later than we do. As long as this host does not know what others announce, it takes the leader's word.
@@ -22,7 +22,7 @@ from driver.wish.values import Address, NetworkId
 
 
 def usable(state: State, network: NetworkId) -> Services | None:
-    """Return where this host's containers go for each virtual address; None while nobody has said."""
+    """Return where each virtual address leads for this host's containers; None while that is unknown."""
     services = state.services.get(network)
     if services is None:
         return None
@@ -47,9 +47,9 @@ def usable(state: State, network: NetworkId) -> Services | None:
 def balancers(
     state: State, services: Mapping[NetworkId, Services | None]
 ) -> tuple[dict[str, dict[Key, Balancer]], set[Key]]:
-    """Return what each sandbox must hold, and the keys of what is to stay as it is.
+    """Return what each sandbox must hold, and the keys of what must stay as it is.
 
-    Sandboxes that are to hold nothing are there, too.
+    Sandboxes that must hold nothing are included.
     """
     wanted: dict[str, dict[Key, Balancer]] = {}
     kept: set[Key] = set()
@@ -70,5 +70,5 @@ def balancers(
 
 
 def _turn(endpoint: str) -> int:
-    """With which backend a container begins: by its id, which is drawn at random."""
+    """Return with which backend a container begins: by its id, which is random."""
     return sum(endpoint.encode())

@@ -40,7 +40,7 @@ FALLBACK_UNDERLAY = Underlay("", 1500)
 
 
 def container_mtu(network: Network, vtep: Address | None, underlay: Underlay) -> int:
-    """Return the MTU that containers see: the user's, else the underlay's less the overhead."""
+    """Return the MTU that containers see: the user's, else the underlay's minus the overhead."""
     if network.mtu is not None:
         return network.mtu
     overhead = IPV6_OVERHEAD if vtep is not None and vtep.version == 6 else IPV4_OVERHEAD
@@ -52,7 +52,7 @@ def desired(
 ) -> KernelState:
     """Return everything that must exist in this host's kernel for a network or for HOST, and nothing else.
 
-    For a network nothing must exist while no container of it is on this host. *shortcuts* are only for
+    For a network, nothing must exist while it has no container on this host. *shortcuts* are only for
     kernels that have them.
     """
     found = of_host(state) if scope is HOST else _of_network(state, scope, underlay, shortcuts=shortcuts)
@@ -67,6 +67,7 @@ def of_host(state: State) -> Collection[KernelObject]:
 def _of_network(
     state: State, network_id: NetworkId, underlay: Underlay, *, shortcuts: bool
 ) -> Collection[KernelObject]:
+    """Cover all subnets as soon as one has a container: the bridges route between them."""
     network = state.networks.get(network_id)
     present = state.present(network_id)
     if network is None or not present:
@@ -87,9 +88,9 @@ def vanished(
 ) -> frozenset[EndpointId]:
     """Return the joined endpoints that no container has any more.
 
-    Their ports are not in *have*, what the kernel holds of the network, under whatever name: the container
-    end went with its sandbox, and nothing can be made anew. Or their container ends are among *ends*,
-    those that are in the host's namespace: the engine has given them back.
+    Their ports are not in *have*, what the kernel holds of the network, under any name: the container end
+    went with its sandbox, and the pair cannot be recreated. Or their container ends are among *ends*, those
+    in the host's namespace: the engine has given them back.
     """
     namespace = namespace_name(network)
     aliases = {obj.alias for obj in have.values() if isinstance(obj, Port)}
@@ -103,6 +104,7 @@ def vanished(
 
 
 def _segment(state: State, network: Network, segment: Segment, mtu: int) -> Iterator[KernelObject]:
+    """Give the bridge a MAC of this host alone: hosts share gateway addresses, but must not share MACs."""
     namespace = namespace_name(network.id)
     bridge = bridge_name(segment.vni)
     subnets = " ".join(str(s.prefix) for s in segment.subnets)
@@ -123,6 +125,7 @@ def _segment(state: State, network: Network, segment: Segment, mtu: int) -> Iter
 
 
 def _port(state: State, network: Network, endpoint: Endpoint, mtu: int) -> Port | None:
+    """Create a pair only for a Join that waits: only then does the engine move its container end."""
     segment = network.segment_of(endpoint.interfaces[0].ip)
     if segment is None:
         return None
@@ -144,7 +147,7 @@ def _port_alias(endpoint: Endpoint) -> str:
 
 
 def _shortcuts(network: Network, present: Collection[Endpoint]) -> Iterator[Shortcut]:
-    """Yield the shortcut into each container; of two with one MAC the bridge knows who spoke last."""
+    """Yield the shortcut into each container; if two share a MAC, only the bridge knows which spoke last."""
     shared = Counter(e.mac for e in present)
     for endpoint in present:
         segment = network.segment_of(endpoint.interfaces[0].ip)
@@ -157,7 +160,7 @@ def _forwarding(state: State, network: Network, segment: Segment) -> Iterator[Ke
     namespace, device = namespace_name(network.id), vxlan_name(segment.vni)
     vteps: dict[int, Address] = {}
     for address, peer in _remote(state, network, segment):
-        vteps[id(peer.vtep)] = peer.vtep  # to hash an address takes longer than all the rest
+        vteps[id(peer.vtep)] = peer.vtep  # hashing an address takes longer than all the rest
         yield FdbEntry(namespace, device, peer.mac, peer.vtep)
         yield Neighbour(namespace, device, address, peer.mac)
     for vtep in set(vteps.values()):
@@ -165,7 +168,7 @@ def _forwarding(state: State, network: Network, segment: Segment) -> Iterator[Ke
 
 
 def _remote(state: State, network: Network, segment: Segment) -> Iterator[tuple[Address, Peer]]:
-    """Yield the segment's remote endpoints; what is on this host itself is never remote.
+    """Yield the segment's remote endpoints; what is on this host is never remote.
 
     An address that just moved here may still be known elsewhere. A VXLAN device speaks one
     address family, so a VTEP of the other one cannot be reached through it.

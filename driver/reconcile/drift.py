@@ -1,4 +1,4 @@
-"""What was changed behind our back, in a few words for a log line, and by kind. Pure."""
+"""What somebody else has changed, in a few words for a log line, and by kind. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from driver.kernel.objects import KernelState, Key, Kind
 from driver.kernel.ops import Delete, Op, Set, subject
 
 _TOLD = 5
-"""Findings that a sentence names; the others are only counted."""
+"""How many findings a sentence names; the others are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,8 @@ class Finding:
 
 
 def findings(ops: Sequence[Op], asked: Collection[Key] = ()) -> list[Finding]:
-    """Return the causes of *ops*, which would mend the kernel; what went with another object is none.
-
-    What was *asked* for is none either.
+    """Return the causes of *ops*, which would repair the kernel: neither what was lost with another object,
+    nor what was *asked* for.
     """
     gone = {op.want.key for op in ops if isinstance(op, Set) and not _is_in_place(op)}
     found = [op for op in ops if subject(op).key not in asked and not _follows(op, gone)]
@@ -51,7 +50,7 @@ def _is_in_place(op: Set) -> bool:
 
 
 def _follows(op: Op, gone: set[Key]) -> bool:
-    """Tell whether *op* mends what went with another object that is gone."""
+    """Tell whether *op* restores what was lost with another object."""
     if isinstance(op, Delete):
         return op.have.leads_nowhere
     if op.have is None:

@@ -18,8 +18,8 @@ A turn of the thread goes through four steps:
 4. Rest: when nothing but audits is due, take the kernel's news, and wait until something is due. Then settle
    for a moment: changes come in bursts.
 
-Whatever an item raises is that item's own failure, foreseen or not: it is logged once, backs off and is
-tried again, and the others do not notice. While an item fails as a whole, changes of its wish wait for the
+Whatever an item raises is that item's own failure, expected or not: it is logged once, backs off and is
+tried again, and the others are not affected. While an item fails as a whole, changes of its wish wait for the
 next try, unless they are urgent. A fault outside of any item is the supervised thread's business.
 """
 
@@ -56,7 +56,7 @@ _LONGEST_REST = 60.0
 
 
 class Change(Enum):
-    """What has become of an item's part of the wish since it was attended to last."""
+    """How an item's part of the wish has changed since it was attended to last."""
 
     NONE = auto()
     SOME = auto()
@@ -69,11 +69,11 @@ class Progress:
     """What has been done for one item, and when it is due again. Times are the clock's, in seconds."""
 
     revision: int = 0
-    """Of the last wish that was tried, or that has changed nothing here."""
+    """The revision of the last wish that was tried, or that changed nothing here."""
     failure: KernelError | None = None
     """Why nothing could be done for it."""
     errors: Mapping[Key, KernelError] = field(default_factory=dict)
-    """What could not be done, where the rest was."""
+    """What could not be done, when the rest could."""
     held: bool = True
     """Whether there was anything of ours in its place at the last look; not known before the first."""
     changed_at: float = math.inf
@@ -99,11 +99,11 @@ class Progress:
 
     @property
     def is_troubled(self) -> bool:
-        """Whether it is not as it is wished."""
+        """Whether it is not as the wish has it."""
         return self.failure is not None or bool(self.errors)
 
     def look(self, at: float) -> None:
-        """Have all of it looked at, not later than *at*."""
+        """Have all of it checked, no later than *at*."""
         self.look_at = min(self.look_at, at)
 
 
@@ -137,7 +137,7 @@ class Reconciler(ABC, Generic[Item, P]):
         self._progress: dict[Item, P] = {}
         """Changed by the thread alone, and with the lock held, since others read it."""
         self._revision = 0
-        """Of the wish that was surveyed last."""
+        """The revision of the wish that was surveyed last."""
         self._outdated = False
         """Whether to survey the same wish again: what it is compared with has changed."""
         self._done = threading.Condition()
@@ -145,7 +145,7 @@ class Reconciler(ABC, Generic[Item, P]):
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All threads, for those who want to know how they fare."""
+        """All threads, so that their state can be read."""
         return (self._thread,)
 
     def start(self) -> None:
@@ -167,17 +167,17 @@ class Reconciler(ABC, Generic[Item, P]):
 
     @abstractmethod
     def _survey(self, state: State, revision: int) -> Mapping[Item, Change]:
-        """Return all items that are wished or have something left, and whether their wish has changed.
+        """Return all items in the wish or with something left, and whether their wish has changed.
 
-        Of others the progress is forgotten.
+        The progress of all others is forgotten.
         """
 
     @abstractmethod
     def _reconcile(self, item: Item, progress: P, *, whole: bool) -> Mapping[Key, KernelError]:
         """Make the kernel hold what the wish surveyed last asks for *item*; return what could not be done.
 
-        With *whole* look at all of it, else at least at what has changed. Whatever it raises means that
-        nothing could be done.
+        With *whole*, check all of it, else at least what has changed. Whatever it raises means that nothing
+        could be done.
         """
 
     @abstractmethod
@@ -189,10 +189,10 @@ class Reconciler(ABC, Generic[Item, P]):
 
     @abstractmethod
     def _label(self, item: Item) -> str:
-        """Return what a person calls *item*."""
+        """Return the name of *item* for people."""
 
     def _reason(self, errors: Mapping[Key, KernelError]) -> str:
-        """Return what to tell a person of *errors*, of which there are some; nothing when it is empty."""
+        """Describe *errors*, of which there is at least one; an empty answer is not logged."""
         key, error = next(iter(errors.items()))
         return f"{key.kind.word} {key.name}: {error} ({len(errors)} in all)"
 
@@ -224,7 +224,7 @@ class Reconciler(ABC, Generic[Item, P]):
         return now - (now - self._began) % self._audit_interval + self._audit_interval
 
     def _survey_wish(self) -> None:
-        """See what has to be done for another wish, and take note of where nothing has."""
+        """See what must be done for a changed wish, and note where nothing must."""
         state, revision = self._wish.snapshot()
         if revision == self._revision and not self._outdated:
             return
@@ -245,7 +245,7 @@ class Reconciler(ABC, Generic[Item, P]):
                 self._done.notify_all()  # else whoever waits is told when the first of them is done
 
     def _attend(self, item: Item) -> None:
-        """Reconcile one item. Its failure is nobody else's."""
+        """Reconcile one item. Its failure must not affect the others."""
         progress, now = self._progress[item], self._clock()
         whole = min(progress.look_at, progress.audit_at) <= now
         progress.changed_at = math.inf
@@ -264,7 +264,7 @@ class Reconciler(ABC, Generic[Item, P]):
         self._settle(progress, failure, errors)
 
     def _settle(self, progress: P, failure: KernelError | None, errors: Mapping[Key, KernelError]) -> None:
-        """Take down how it went, for those who wait; what failed is due again after its pause."""
+        """Record the result, for those who wait; what failed is due again after its pause."""
         with self._done:
             progress.revision, progress.failure, progress.errors = self._revision, failure, errors
             self._done.notify_all()

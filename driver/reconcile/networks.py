@@ -1,10 +1,10 @@
-"""Keeps networks, and what of the host's own belongs to them, as they are wished: read, diff, apply.
+"""Keeps networks, and their part of the host's own namespace, as the wish has them: read, diff, apply.
 
-Its items are scopes: the host, then each network, and namespaces that no network claims any more. How they
-come to their turns is the loop's business (`loop`). When the wish of a network has changed, of its rows those
-are looked at that the change concerns; an audit, the kernel's news and a new try look at all there is.
+Its items are scopes: the host, then each network, and namespaces that no network claims any more. The loop
+decides when each has its turn (`loop`). When the wish for a network has changed, only the rows that the
+change concerns are read; an audit, the kernel's news and a retry read everything.
 
-What is to be mended although the wish is the same is drift: somebody else changed it.
+What needs repair although the wish is the same is drift: somebody else changed it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from driver.wish.wish import Wish
 log = logging.getLogger(__name__)
 
 AUDIT_INTERVAL = 30.0
-"""Seconds between looks at everything, for what no event told us."""
+"""Seconds between looks at everything, for changes without an event."""
 _PASSES = 3
-"""Rounds of read, diff and apply: a device made anew loses its rows, which the next pass adds."""
+"""Rounds of read, diff and apply: a recreated device loses its rows, which the next round adds."""
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at a network for the kernel's news: somebody may be fighting us."""
 _WITHDRAW_AFTER = 5.0
@@ -57,9 +57,9 @@ class _Progress(Progress):
     state: State | None = None
     """What the wish is part of."""
     has_news: bool = False
-    """Whether it is to be looked at because the kernel told of it."""
+    """Whether it must be checked because the kernel had news of it."""
     looked_at: float = -math.inf
-    """When it was looked at for that reason last."""
+    """When it was last checked for that reason."""
     missing: Mapping[EndpointId, float] = field(default_factory=dict)
     """Joined endpoints without a port, and since when."""
 
@@ -80,7 +80,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         super().__init__("networks", wish, _Progress, audit_interval=audit_interval, clock=clock)
         self._kernel = kernel
         self._state = wish.state
-        """As of the last survey; so are the next two."""
+        """As of the last survey, like the next two."""
         self._underlay: Underlay | KernelError = FALLBACK_UNDERLAY
         self._bases: Mapping[Scope, _Basis] = {}
         self._doubted: Mapping[EndpointId, float] = {}
@@ -88,12 +88,12 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         self._way = KnownUnderlay(kernel)
         self.shortcuts = shortcuts
         self.repairs: Counter[Kind] = Counter()
-        """How many objects were mended because somebody else had changed them: for tests and the status."""
+        """How many objects were repaired because somebody else had changed them: for tests and the status."""
 
     def start(self) -> None:
         """Adopt what a former process left in the kernel and begin.
 
-        Nothing that has ended meanwhile is in the state's publication when this returns.
+        When this returns, nothing that has ended in the meantime is in the state's publication.
         """
         self.shortcuts = self.shortcuts and self._kernel.has_shortcuts()
         adopt_kernel(self._wish, self._kernel, self._clock)
@@ -128,7 +128,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         return progress.revision if progress else self._revision
 
     def _survey(self, state: State, revision: int) -> Mapping[Scope, Change]:
-        """Compare with what was done for each scope; one of two that have one place is the wished one."""
+        """Compare with what was done for each scope; if two share a place, the one in the wish counts."""
         wished: list[Scope] = [HOST, *state.networks]
         scopes = {place_of(scope): scope for scope in wished}
         for scope, progress in self._progress.items():
@@ -158,7 +158,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         progress = self._progress.get(scope) or _Progress()
         done, fails = progress.basis, progress.failure is not None
         if basis.is_done_with(done):
-            progress.state = self._state  # an older one would keep all that has changed elsewhere
+            progress.state = self._state  # an older one would keep old values alive
             return Change.NONE
         is_removed = done is not None and scope is not HOST and scope not in self._state.networks
         is_on_new_ground = fails and done is not None and basis.frame != done.frame
@@ -169,7 +169,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         return Change.SOME
 
     def _await_news(self, timeout: float, wake: int) -> bool:
-        """Note whom the kernel's news are about; a Join is in a hurry."""
+        """Note which scopes the kernel's news is about; a Join is in a hurry."""
         changed = self._kernel.await_news(timeout, wake)
         if HOST in changed:
             self._way.outdate()
@@ -184,7 +184,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         return item if item is HOST else f"network {item}"
 
     def _reconcile(self, item: Scope, progress: _Progress, *, whole: bool) -> Mapping[Key, KernelError]:
-        """Look at all of a scope, or at the part whose wish has changed, and make it so."""
+        """Check all of a scope, or the part whose wish has changed, and bring it about."""
         if whole and progress.has_news:
             progress.has_news, progress.looked_at = False, self._clock()
         try:
@@ -194,9 +194,9 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
                 self._look_after_host()
 
     def _part(self, scope: Scope, progress: _Progress, *, whole: bool) -> Part:
-        """Return what to look at; raise KernelError when there is no underlay to build on.
+        """Return what to check; raise KernelError when there is no underlay to build on.
 
-        Who has failed begins from nothing, and so does who was built on another ground.
+        A scope that has failed, or whose basis has changed, is checked as a whole.
         """
         basis, done, before = self._bases[scope], progress.basis, progress.state
         progress.basis, progress.state = basis, self._state
@@ -208,7 +208,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         return changed_part(before, self._state, scope, underlay, shortcuts=self.shortcuts)
 
     def _known_underlay(self) -> Underlay:
-        """Return the underlay; when there is none have it looked for again, and raise KernelError."""
+        """Return the underlay; when there is none, have it looked up again and raise KernelError."""
         if isinstance(self._underlay, Underlay):
             return self._underlay
         self._way.outdate()
@@ -216,9 +216,9 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         raise KernelError(str(self._underlay))
 
     def _converge(self, scope: Scope, progress: _Progress, first: Part) -> Mapping[Key, KernelError]:
-        """Make the kernel hold what is wanted of *scope*, until a look at it shows no difference.
+        """Make the kernel hold what is wanted for *scope*, until reading it shows no difference.
 
-        Begins with *first*. What differs there although nobody asked for it is drift.
+        Starts with *first*. A difference there that nobody asked for is drift.
         """
         if scope is HOST and not first.want and not progress.held:
             return {}
@@ -241,7 +241,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         return errors
 
     def _read(self, scope: Scope, part: Part) -> tuple[Part, KernelState]:
-        """Return what the kernel has in the place of *part*; all of it, when it cannot read parts."""
+        """Return what the kernel has in the place of *part*; all of it if the kernel cannot read parts."""
         place = place_of(scope)
         try:
             have = self._kernel.read_place(place, part.rows)
@@ -250,14 +250,14 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
                 raise
             return self._read(scope, self._all_of(scope))
         if not have and not part.want and place in self._kernel.namespaces():
-            have = index([Namespace(place)])  # whose pin was made, and nothing else
+            have = index([Namespace(place)])  # pinned, and otherwise empty
         return part, have
 
     def _all_of(self, scope: Scope) -> Part:
         return whole_part(None, self._state, scope, self._known_underlay(), shortcuts=self.shortcuts)
 
     def _may_prune(self, scope: Scope, part: Part) -> bool:
-        """Tell whether rows that nobody wants are superfluous; they may only be unknown (see plan.diff)."""
+        """Tell whether unwanted rows are superfluous; they may only be unknown yet (see plan.diff)."""
         return scope is HOST or scope in self._state.peers.synced or not part.want
 
     def _note_drift(self, scope: Scope, found: Sequence[Finding]) -> None:
@@ -266,7 +266,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
             log.warning("%s: repaired: %s", self._label(scope), sentence(found))
 
     def _note_missing(self, scope: Scope, progress: _Progress, have: KernelState) -> None:
-        """Withdraw endpoints whose ports have been missing for so long that no Leave will come."""
+        """Withdraw endpoints whose ports have been missing for too long for a Leave to come."""
         if scope is HOST:
             return
         now = self._clock()
@@ -277,28 +277,28 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         withdraw(self._wish, scope, gone)
 
     def _look_after_host(self) -> None:
-        """Do what belongs to the host's audit: it is about no single network."""
+        """Do the host's own part of an audit, which is about no single network."""
         self._way.outdate()
         self._outdated = True
         self._forget()
         self._take_on_orphans()
 
     def _forget(self) -> None:
-        """Drop the records of endpoints that nobody has spoken of for long enough."""
+        """Drop the records of doubtful endpoints that no call has named for long enough."""
         now = self._clock()
         doubtful = [e for e in self._state.endpoints if e in self._state.doubtful]
         self._doubted = {endpoint: self._doubted.get(endpoint, now) for endpoint in doubtful}
         old = [e for e, since in self._doubted.items() if now - since >= _FORGET_AFTER]
         if old:
-            log.info("forgetting %d endpoints that ended unseen", len(old))
+            log.info("forgetting %d endpoints that ended without a Leave", len(old))
             self._wish.change(lambda state: without_doubtful(state, old), lasting=False)
 
     def _take_on_orphans(self) -> None:
-        """Treat each namespace that no network claims as that of a network which is not wished: it goes."""
+        """Treat each namespace that no network claims as that of an unwanted network: remove it."""
         claimed = {place_of(scope) for scope in self._progress}
         for name in sorted(set(self._kernel.namespaces()) - claimed):
             orphan = NetworkId(name.removeprefix(NAMESPACE_PREFIX))
-            if namespace_name(orphan) == name:  # else it was not us who named it
+            if namespace_name(orphan) == name:  # else the name is not one of ours
                 log.warning("namespace %s belongs to no network of this host: removing it", name)
                 with self._done:
                     self._progress[orphan] = _Progress()
@@ -306,15 +306,15 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """All that desired() looks at for a scope."""
+    """Everything that desired() reads for a scope."""
 
     frame: tuple[object, ...]
-    """The ground that everything stands on: network, host, underlay, whether in sync."""
+    """What everything is built on: network, host, underlay, whether in sync."""
     rest: tuple[object, ...]
     joining: frozenset[EndpointId] = frozenset()
 
     def is_done_with(self, done: _Basis | None) -> bool:
-        """Tell whether who has done *done* has no more to do: an answered Join asks for nothing."""
+        """Tell whether nothing is left to do after *done*: an answered Join asks for nothing."""
         return (
             done is not None
             and (self.frame, self.rest) == (done.frame, done.rest)
@@ -334,7 +334,7 @@ def _basis(
 
 
 def _host_basis(state: State, underlay: Underlay | KernelError, *, shortcuts: bool) -> _Basis:
-    """Of the host the few objects themselves are compared: all of the wish may bear on them."""
+    """For the host, compare its few objects themselves: any part of the wish may affect them."""
     want = None if isinstance(underlay, KernelError) else desired(state, HOST, underlay, shortcuts=shortcuts)
     return _Basis((state.host, _ground(underlay)), (want,))
 
@@ -356,9 +356,9 @@ class _Same:
 
 
 def _not_kept(ops: Sequence[Op]) -> Mapping[Key, KernelError]:
-    """Return the failures of objects that the kernel has taken several times, and does not keep."""
+    """Return the failures of objects that the kernel accepts several times but does not keep."""
     what = sentence(findings(ops)) or _summary(ops)
-    error = KernelError(f"not converged: what was set is not what the kernel has: {what}")
+    error = KernelError(f"not converged: the kernel does not keep what was set: {what}")
     return {subject(op).key: error for op in ops}
 
 

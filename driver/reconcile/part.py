@@ -1,7 +1,8 @@
-"""The part of a network that a change concerns: all that needs to be looked at. Pure.
+"""The part of a network that a change concerns: all that needs checking. Pure.
 
-A change among ten thousand remote endpoints then costs what one costs, and a container's start does not
-have the kernel list all rows. Devices, addresses and shortcuts are few and always belong to the part.
+A change among ten thousand remote endpoints then costs no more than one among a few, and a container's
+start does not make the kernel list all rows. Devices, addresses and shortcuts are few: they always belong to
+the part.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from driver.wish.values import Address, Mac, NetworkId, Scope
 _Peers = Mapping[Address, Peer]
 
 _WORTH = 4
-"""To read single rows takes the kernel and us this many times as long as to read them all, row by row."""
+"""Reading single rows takes the kernel and us this many times as long, per row, as reading them all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """All devices, addresses and shortcuts of a network, and of the rows those at *rows*' places, or all."""
+    """All devices, addresses and shortcuts of a network, and the rows at the places of *rows*, or all."""
 
     want: KernelState
     rows: Collection[Row] | None = None
     was: KernelState | None = None
-    """What was wanted in their place before; None when that is not known."""
+    """What was wanted there before; None when that is not known."""
 
     def after(self, ops: Sequence[Op]) -> Part | None:
-        """Return what to look at after *ops*; None when that is all there is, and more than here is known.
+        """Return what to check after *ops*; None for everything, if this part does not cover it.
 
-        A device made anew has lost its rows. To remove a replication row that somebody has spoilt
+        A recreated device has lost its rows. Removing a replication row that somebody has changed
         removes them all.
         """
         if self.rows is not None:
@@ -49,7 +50,7 @@ class Part:
 def whole(
     before: State | None, after: State, scope: Scope, underlay: Underlay, *, shortcuts: bool = True
 ) -> Part:
-    """Return all of the network, or of the host, with what was wanted *before* unless that is None."""
+    """Return all of the network, or of the host; *before* is what was wanted earlier, if known."""
     want = desired(after, scope, underlay, shortcuts=shortcuts)
     if before is None:
         return Part(want)
@@ -59,25 +60,25 @@ def whole(
 def changed_part(
     before: State, after: State, network: NetworkId, underlay: Underlay, *, shortcuts: bool = True
 ) -> Part:
-    """Return what of the network is not wanted any more as it was *before*; all when that is most of it.
+    """Return what is wanted differently than *before*, or all of the network when that is most of it.
 
-    Both states must have one network, one host and one underlay.
+    Both states must agree in network, host and underlay.
     """
     was, want = (
         desired(state, network, underlay, shortcuts=shortcuts) for state in narrowed(before, after, network)
     )
     rows = changed_rows(was, want)
-    is_first_or_last = bool(was) != bool(want)  # of the containers here
+    is_first_or_last = bool(was) != bool(want)  # container on this host
     if is_first_or_last or _WORTH * len(rows) > 2 * len(after.peers.entries.get(network, ())):
         return whole(before, after, network, underlay, shortcuts=shortcuts)
     return Part(_without_others(want, rows), rows.values(), _without_others(was, rows))
 
 
 def narrowed(before: State, after: State, network: NetworkId) -> tuple[State, State]:
-    """Return both states with those peers only that decide about the rows which may differ.
+    """Return both states with only those peers that decide about the rows which may differ.
 
-    What `desired` makes of the two differs in the same rows as what it makes of the whole states. These
-    must have one network, one host and one underlay.
+    What `desired` returns for the two differs in the same rows as what it returns for the whole states. These
+    must agree in network, host and underlay.
     """
     old, new = before.peers.entries.get(network, {}), after.peers.entries.get(network, {})
     macs = _changed_peers(old, new) | _changed_endpoints(before, after, network, new)
@@ -87,13 +88,13 @@ def narrowed(before: State, after: State, network: NetworkId) -> tuple[State, St
 
 
 def changed_rows(was: KernelState, want: KernelState) -> dict[Key, Row]:
-    """Return the rows that are not the same in both; of two values the wanted one."""
+    """Return the rows that differ between the two, with the wanted value."""
     both = {**was, **want}
     return {key: row for key, row in both.items() if isinstance(row, Row) and was.get(key) != want.get(key)}
 
 
 def _changed_peers(old: _Peers, new: _Peers) -> set[Mac]:
-    """Return the MACs of all peers that came, went or changed: their objects are not the same any more."""
+    """Return the MACs of all peers that came, went or changed: their objects are no longer the same."""
     if old is new:
         return set()
     came = {address: peer for address, peer in new.items() if old.get(address) is not peer}
@@ -104,7 +105,7 @@ def _changed_peers(old: _Peers, new: _Peers) -> set[Mac]:
 
 
 def _changed_endpoints(before: State, after: State, network: NetworkId, peers: _Peers) -> set[Mac]:
-    """Return the MACs that local endpoints have begun or ceased to keep from others.
+    """Return the MACs that local endpoints have begun or ceased to hide.
 
     An endpoint hides the peer of its address, and all those of its MAC.
     """
@@ -121,7 +122,7 @@ def _receivers(state: State, network: NetworkId) -> set[Endpoint]:
 
 def _behind(vteps: set[Address], peers: _Peers) -> dict[Address, Peer]:
     """Return the peers on some hosts: together they decide about the replication to each."""
-    # To hash an address takes longer than all the rest, and few objects stand for all VTEPs.
+    # Hashing an address takes longer than all the rest, and few objects stand for all VTEPs.
     known = {id(peer.vtep): peer.vtep for peer in peers.values()}
     wanted = {number for number, vtep in known.items() if vtep in vteps}
     return {address: peer for address, peer in peers.items() if id(peer.vtep) in wanted} if wanted else {}

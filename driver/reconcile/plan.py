@@ -10,7 +10,7 @@ def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> li
     """Return what turns *have* into *want*: children go first, parents come first.
 
     With *prune_rows* false no FDB row and no neighbour is removed: the control plane has
-    not said yet that it is in sync, so what looks superfluous may only be unknown.
+    not yet said that it is in sync, so what looks superfluous may only be unknown.
     """
     renamed = _renamed(want, have)
     there = {**have, **renamed}
@@ -21,14 +21,14 @@ def diff(want: KernelState, have: KernelState, *, prune_rows: bool = True) -> li
         for key in sorted(gone, reverse=True)
         if _must_delete(have[key], have, want, prune_rows)
     ]
-    # To sort the few that differ takes less than to sort all.
+    # Sorting the few that differ takes less than sorting all.
     wrong = [key for key, obj in want.items() if _must_set(obj, there.get(key))]
     sets = [Set(want[key], there.get(key)) for key in sorted(wrong)]
     return [*deletes, *sets]
 
 
 def _renamed(want: KernelState, have: KernelState) -> dict[Key, KernelObject]:
-    """Return by wanted key the objects that are there under another name: their mark tells whose they are."""
+    """Return by wanted key the objects that have another name: their mark tells whose they are."""
     strays = {_known_by(obj): obj for key, obj in have.items() if obj.mark and key not in want}
     if not strays:
         return {}

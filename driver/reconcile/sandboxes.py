@@ -1,7 +1,7 @@
 """Keeps the balancers in containers' namespaces as they must be: read, diff, apply, sandbox by sandbox.
 
 In a thread of its own, beside the networks': fifty containers with five hundred services take seconds to
-fill, and no Join shall wait for that. How sandboxes come to their turns is the loop's business (`loop`).
+fill, and no Join should wait for that. The loop decides when each sandbox has its turn (`loop`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from driver.wish.wish import Wish
 log = logging.getLogger(__name__)
 
 AUDIT_INTERVAL = 5.0
-"""Seconds between looks at every sandbox, for what somebody has changed there."""
+"""Seconds between looks at every sandbox, for changes that somebody else made there."""
 _PASSES = 3
 """Tries, when somebody else changes tables at the same moment."""
 _PATIENCE = 1.0
@@ -40,14 +40,14 @@ class _Progress(Progress):
 
     wanted: Mapping[Key, Balancer] | None = None
     kept: Set[Key] = frozenset()
-    """What was to stay as it is: it may be ours although no wish was known."""
+    """What had to stay as it is: it may be ours although the wish for it was unknown."""
     awaited: bool = False
-    """The namespace is not there, and may be at any moment."""
+    """The namespace does not exist, but may at any moment."""
 
 
 @dataclass(slots=True)
 class _Answer:
-    """What was found usable, and of what: equal questions get the same object."""
+    """What was found usable, and from what: equal questions get the same object."""
 
     question: tuple[object, ...] = ()
     services: Services | None = field(default_factory=dict)
@@ -65,17 +65,17 @@ class SandboxReconciler(Reconciler[str, _Progress]):
         audit_interval: float = AUDIT_INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*wait_rows* waits until the kernel has the rows of a revision, for so many seconds.
+        """*wait_rows* waits until the kernel has the rows of a revision, for at most so many seconds.
 
-        A container that asks for the MAC of a backend without a row hears nothing, and asks again a second
-        later. Rows and services come together when the store is back, or the plugin.
+        A container that asks for the MAC of a backend without a row gets no answer, and asks again a second
+        later. Rows and services arrive together when the store, or the plugin, is back.
         """
         super().__init__("sandboxes", wish, _Progress, audit_interval=audit_interval, clock=clock)
         self._kernel = kernel
         self._wait_rows = wait_rows
         self._answers: dict[NetworkId, _Answer] = {}
         self._wanted: Mapping[str, Mapping[Key, Balancer]] = {}
-        """By sandbox, as of the last survey; so is the next one."""
+        """By sandbox, as of the last survey, like the next one."""
         self._kept: Set[Key] = frozenset()
 
     def stop(self) -> None:
@@ -107,7 +107,7 @@ class SandboxReconciler(Reconciler[str, _Progress]):
         return {network: answer.services for network, answer in self._answers.items()}
 
     def _await_news(self, timeout: float, wake: int) -> bool:
-        """Try those again whose namespaces may have come: in a new one a program is about to start."""
+        """Retry sandboxes whose namespaces may have appeared: in a new one a program is about to start."""
         came = self._kernel.await_news(timeout, wake)
         awaited = [progress for progress in self._progress.values() if came and progress.awaited]
         for progress in awaited:
@@ -118,12 +118,12 @@ class SandboxReconciler(Reconciler[str, _Progress]):
         return f"services of {item}"
 
     def _reason(self, errors: Mapping[Key, KernelError]) -> str:
-        """A namespace that is not there (yet) is nothing to complain about."""
+        """Say nothing about a namespace that does not exist (yet)."""
         error = next(iter(errors.values()))
         return "" if error.errno == errno.ENOENT else str(error)
 
     def _reconcile(self, item: str, progress: _Progress, *, whole: bool) -> Mapping[Key, KernelError]:
-        """Make a sandbox hold its tables. All is looked at each time, and again if somebody interferes."""
+        """Make a sandbox hold its tables. Everything is read each time, and again if somebody interferes."""
         was, known = None if progress.is_troubled else progress.wanted, progress.kept
         wanted, kept = self._wanted.get(item, {}), self._kept
         progress.wanted, progress.kept, progress.awaited = wanted, kept, False
@@ -151,7 +151,7 @@ def _without(have: KernelState, kept: Set[Key]) -> KernelState:
 
 
 def _question(state: State, network: NetworkId) -> tuple[object, ...]:
-    """Return all that `usable` looks at for a network. Large values are compared by identity, mostly."""
+    """Return all that `usable` reads for a network. Large values are mostly compared by identity."""
     here = tuple(e for e in state.receivers() if e.network == network)
     stale = frozenset(id_ for id_, node in state.peers.nodes.items() if node.stale_since is not None)
     services, peers = state.services.get(network), state.peers.entries.get(network)

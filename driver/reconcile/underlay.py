@@ -1,4 +1,4 @@
-"""The way to the other hosts: what the kernel says of it, and what holds while it says nothing."""
+"""The path to the other hosts: what the kernel says about it, and what applies while it says nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class KnownUnderlay:
-    """Remembers the underlay's device, so that an address that is away for a moment tears nothing down."""
+    """Remembers the underlay's device, so that an address missing for a moment tears nothing down."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -23,11 +23,11 @@ class KnownUnderlay:
         self._complaint = ""
 
     def outdate(self) -> None:
-        """Have the kernel asked at the next look."""
+        """Ask the kernel at the next look."""
         self._is_old = True
 
     def look(self, vtep: Address | None) -> Underlay | KernelError:
-        """Return the way to the others; when it is gone for now, go on with the last answer."""
+        """Return the path to the others; while it is gone, the last answer stays valid."""
         known = self._known if self._known and self._known[0] == vtep else None
         if known is None or self._is_old:
             self._known = known = self._ask(vtep) or known
@@ -41,7 +41,7 @@ class KnownUnderlay:
         )
 
     def _ask(self, vtep: Address | None) -> tuple[Address | None, Underlay] | None:
-        """Ask the kernel; None when it does not know, and when it cannot be asked, foreseen or not."""
+        """Ask the kernel; None when it does not know, or when asking fails in any way."""
         self._is_old = False
         try:
             found = self._kernel.underlay(vtep)
@@ -55,7 +55,7 @@ class KnownUnderlay:
         return (vtep, found) if found else None
 
     def _complain(self, what: str, error: Exception) -> None:
-        """Log a failure, but not each time that it comes again."""
+        """Log a failure, but not each time that it recurs."""
         complaint = f"{what}: {error}"
         if complaint != self._complaint:
             log.warning(complaint, exc_info=unforeseen(error))
@@ -64,10 +64,10 @@ class KnownUnderlay:
 
 def _tell(vtep: Address | None, before: Underlay, now: Underlay | None) -> None:
     if now is None:
-        log.warning("VTEP address %s is on no device of this host for now: nothing is changed", vtep)
+        log.warning("VTEP address %s is on no device of this host at the moment: nothing is changed", vtep)
     elif now.mtu != before.mtu:
         log.warning(
-            "the MTU of the underlay (%s) was %d and is %d: new containers follow; those that run keep "
-            "theirs, and the kernel fragments their big packets, or answers them by ICMP, where it can",
+            "the MTU of the underlay (%s) changed from %d to %d: new containers follow; running ones keep "
+            "theirs, and the kernel fragments their large packets, or rejects them by ICMP, where it can",
             *(now.device, before.mtu, now.mtu),
         )

@@ -1,7 +1,7 @@
 """Forgets networks that the engine does not know.
 
 An engine that was killed has forgotten its Swarm networks, and a call that was never answered may have
-been the last about its network: no DeleteNetwork will come for either. Only doubtful ones are asked for.
+been the last about its network: no DeleteNetwork will come for either. Only doubtful networks are checked.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lib.supervised import Supervised
 log = logging.getLogger(__name__)
 
 _INTERVAL: Final = 30.0
-"""Seconds between looks, and for which the engine may still be about to repeat a call."""
+"""Seconds between looks, and how long the engine may still be about to repeat a call."""
 
 
 class Census:
-    """A thread that asks the engine about networks which nobody has shown to live."""
+    """A thread that asks the engine about networks that nothing has shown to be alive."""
 
     def __init__(self, wish: Wish, docker: DockerApi, *, interval: float = _INTERVAL) -> None:
         self._wish = wish
@@ -32,7 +32,7 @@ class Census:
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All threads, for those who want to know how they fare."""
+        """All threads, so that their state can be read."""
         return (self._thread,)
 
     def start(self) -> None:
@@ -47,12 +47,12 @@ class Census:
         try:
             self._look()
         except EngineAway as away:
-            log.debug("the engine is not asked for its networks: %s", away)
+            log.debug("the engine cannot be asked for its networks: %s", away)
         return self._interval
 
     def _look(self) -> None:
         state = self._wish.state
         for network in [network for network in state.networks if network in state.doubtful]:
             if not self._docker.knows_network(network):
-                log.info("network %s: the engine does not know it (any more): forgotten", network)
+                log.info("network %s: forgotten, since the engine does not know it", network)
                 self._wish.change(partial(without_ghost, network=network), lasting=False)

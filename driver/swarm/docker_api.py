@@ -1,4 +1,4 @@
-"""The engine's API, as far as it tells of Swarm and networks. Never called while the engine waits for us.
+"""The engine's API, as far as it is about Swarm and networks. Never called while the engine waits for us.
 
 Paths without a version mean the engine's own newest one; the few fields read here have been the
 same from 20.10 to 29 (https://docs.docker.com/reference/api/engine/).
@@ -26,7 +26,7 @@ _STATES: Final = frozenset({"inactive", "pending", "active", "error", "locked"})
 
 
 class EngineAway(Exception):
-    """The engine did not answer, or not in a way that says anything."""
+    """The engine did not answer, or its answer is of no use."""
 
 
 class Leadership(Enum):
@@ -40,7 +40,7 @@ class Leadership(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SwarmFacts:
-    """What the engine says of its Swarm."""
+    """What the engine says about its Swarm."""
 
     state: str = ""
     """LocalNodeState: inactive, pending, active, error or locked; empty before the engine was asked."""
@@ -52,7 +52,7 @@ class SwarmFacts:
 
     @property
     def member(self) -> bool | None:
-        """Whether this node is in a Swarm; None when the engine cannot tell for now."""
+        """Whether this node is in a Swarm; None when the engine cannot tell at the moment."""
         return {"active": True, "inactive": False}.get(self.state)
 
 
@@ -96,8 +96,8 @@ class DockerApi:
     def knows_network(self, network: str) -> bool:
         """Ask for a network by its id; raise EngineAway when there is no answer.
 
-        A worker knows the Swarm's networks that it uses, a manager all. Of one that is not known,
-        the engine will say CreateNetwork before anything else.
+        A worker knows the Swarm's networks that it uses, a manager all. For one that is not
+        known, the engine will call CreateNetwork before anything else.
         """
         status, answer = self._get(f"/networks/{network}")
         if status not in (200, 404):
@@ -117,7 +117,7 @@ class DockerApi:
         return [item for item in answer if isinstance(item, dict)]
 
     def events(self, *kinds: str) -> Events:
-        """Listen to what the engine tells of objects of *kinds*; raise EngineAway."""
+        """Listen to the engine's events about objects of *kinds*; raise EngineAway."""
         return Events(self._path, f"/events?filters={quote(json.dumps({'type': sorted(kinds)}))}")
 
     def _get(self, path: str) -> tuple[int, Mapping[str, Any]]:
@@ -137,7 +137,7 @@ class DockerApi:
 
 
 class Events:
-    """What the engine tells by itself. One thread listens; any thread may close."""
+    """The engine's events. One thread listens; any thread may close."""
 
     def __init__(self, path: Path, request: str) -> None:
         self._connection = _UnixConnection(path, _SECONDS)
@@ -148,7 +148,7 @@ class Events:
             self._response = self._connection.getresponse()
             if self._response.status != 200:
                 raise EngineAway(f"{self._name} answered {self._response.status}")
-            self._socket.settimeout(None)  # quiet is normal
+            self._socket.settimeout(None)  # silence is normal
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise EngineAway(f"{self._name}: {type(error).__name__}: {error}") from None
@@ -160,10 +160,10 @@ class Events:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise EngineAway(f"{self._name}: {type(error).__name__}: {error}") from None
         if not line:
-            raise EngineAway(f"{self._name}: the stream has ended")
+            raise EngineAway(f"{self._name}: the stream was closed")
 
     def close(self) -> None:
-        """End it: who waits gets an EngineAway."""
+        """Close the stream: a waiting thread gets an EngineAway."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._connection.close()

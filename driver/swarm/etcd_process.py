@@ -1,8 +1,8 @@
-"""The etcd that a Swarm leader runs for all nodes: a child process with an empty, passing store.
+"""The etcd that a Swarm leader runs for all nodes: a child process with an empty, temporary store.
 
 Nothing in it needs to outlive it, since every node writes its own records again. So it has one
-member, no fsync, and no neighbours: its peer address is a Unix socket in its private folder.
-Clients and server prove themselves with the Swarm's certificates, which Go reads as they are.
+member, no fsync, and no peers: its peer address is a Unix socket in its private folder.
+Clients and server authenticate with the Swarm's certificates, which Go reads as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _PEER: Final = "unix://peer:0"
 """A socket named ``peer:0`` in the working folder (etcd wants a port even there)."""
 _EXEC: Final = 'test "$PPID" = "$1" && shift && exec "$@"'
-"""Run once the kernel will end us with our parent: who has lost it before that must not begin."""
+"""Runs once the kernel is set to kill us with our parent: after losing it earlier, etcd must not start."""
 _STOP_SECONDS: Final = 2.0
 _HEALTH_SECONDS: Final = 1.0
 _QUOTA: Final = 256 << 20
@@ -44,7 +44,7 @@ class EtcdSettings:
 
     binary: str
     folder: Path
-    """Private to the server: emptied at every start, removed at the end."""
+    """Private to the server: emptied at every start, removed when it stops."""
     port: int
     credentials: Credentials
 
@@ -64,16 +64,16 @@ class EtcdProcess:
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """The thread that takes its log over, while it runs."""
+        """The thread that copies its log into ours, while it runs."""
         return (self._relay,) if self._relay is not None else ()
 
     @property
     def url(self) -> str:
-        """The address that the other nodes reach it by."""
+        """The address at which the other nodes reach it."""
         return f"https://{bracket(self.address)}:{self._settings.port}"
 
     def start(self) -> None:
-        """Start it; raise StoreUnavailable with the way out when that cannot work.
+        """Start it; raise StoreUnavailable with the remedy when that cannot work.
 
         The thread that calls this must outlive the server: the kernel ends the child with it.
         """
@@ -87,7 +87,7 @@ class EtcdProcess:
             self._process = subprocess.Popen(
                 command,
                 cwd=settings.folder,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},  # ETCD_… variables would be settings
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},  # etcd would read ETCD_… variables as settings
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -109,7 +109,7 @@ class EtcdProcess:
             return False
 
     def outdated(self) -> bool:
-        """Tell whether the root certificate was replaced: etcd reads the others anew, but not that one."""
+        """Tell whether the root certificate was replaced: etcd rereads the others, but not that one."""
         return _content(self._settings.credentials.ca) not in (self._root, b"")
 
     def wait_healthy(self, seconds: float, stopped: Callable[[], bool] = lambda: False) -> bool:
@@ -122,7 +122,7 @@ class EtcdProcess:
         return False
 
     def stop(self) -> None:
-        """End it and remove what it wrote; whatever state it is in."""
+        """End it, whatever state it is in, and remove what it wrote."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -164,7 +164,7 @@ class EtcdProcess:
             "listen-peer-urls": _PEER,
             "initial-advertise-peer-urls": _PEER,
             "initial-cluster": f"leader={_PEER}",
-            "initial-cluster-token": uuid.uuid4().hex,  # makes the cluster id, which tells a store as new
+            "initial-cluster-token": uuid.uuid4().hex,  # makes the cluster id, which marks a store as new
             "cert-file": str(credentials.certificate),
             "key-file": str(credentials.key),
             "trusted-ca-file": str(credentials.ca),
@@ -173,10 +173,10 @@ class EtcdProcess:
             "auto-compaction-retention": "10m",
             "quota-backend-bytes": str(_QUOTA),
             "heartbeat-interval": "100",
-            "election-timeout": "500",  # the one member elects itself only after it
+            "election-timeout": "500",  # the one member elects itself only after this
             "unsafe-no-fsync": "true",
             "logger": "zap",
-            "log-level": "error",  # below, the gateway complains of every single request
+            "log-level": "error",  # at lower levels the gateway logs every single request
         }
         return [
             *("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _EXEC, "sh", str(os.getpid())),
@@ -203,7 +203,7 @@ def _is_healthy(session: requests.Session, host: str, port: int) -> bool:
 
 
 def bracket(host: str) -> str:
-    """Return *host* as a URL wants it."""
+    """Return *host* as URLs write it."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -211,8 +211,8 @@ def _find(binary: str) -> str:
     path = shutil.which(binary)
     if path is None:
         raise StoreUnavailable(
-            f"{binary} is not to be found: install etcd 3.5 on this host, or name a store of your own with"
-            " the setting PYOVERLAY_STORE"
+            f"{binary} was not found: install etcd 3.5 on this host, or set PYOVERLAY_STORE to a store of"
+            " your own"
         )
     return path
 
@@ -225,8 +225,8 @@ def _check_port(port: int, family: socket.AddressFamily) -> None:
             probe.listen()
         except OSError as error:
             raise StoreUnavailable(
-                f"port {port} for the Swarm's store is not to be had on this host ({error.strerror}): free"
-                " it, or choose another one, the same on all nodes, with the setting PYOVERLAY_STORE_PORT"
+                f"port {port} for the Swarm's store is not available on this host ({error.strerror}): free"
+                " it, or set PYOVERLAY_STORE_PORT to another one, the same on all nodes"
             ) from None
 
 
@@ -237,7 +237,7 @@ def _content(path: Path) -> bytes:
 
 
 def _relay(stream: IO[bytes] | None) -> Supervised:
-    """Return a thread that takes etcd's log over into ours, and ends with it."""
+    """Return a thread that copies etcd's log into ours, and ends with it."""
 
     def turn() -> float:
         with suppress(ValueError, OSError):

@@ -1,6 +1,6 @@
-"""The certificates that Swarm gives every node, used as they lie on the disk.
+"""The certificates that Swarm gives every node, used as they are on disk.
 
-They last 90 days, and the engine renews them in time.
+They are valid for 90 days, and the engine renews them in time.
 
 Subject: O = the Swarm, OU = swarm-manager or swarm-worker, CN = the node; the role and the node are
 also DNS names, and the certificate serves for clients and servers alike (swarmkit ca/certificates.go).
@@ -17,10 +17,10 @@ DEFAULT_FOLDER: Final = Path("/var/lib/docker/swarm/certificates")
 MANAGER_NAME: Final = "swarm-manager"
 """A worker's certificate does not bear it, so a worker cannot pose as the store."""
 
-_WAY_OUT: Final = (
-    "the store of a Swarm is trusted by the Swarm's own certificates. If the Swarm is locked, run"
-    " `docker swarm unlock` and `docker swarm update --autolock=false`; or name a store of your own"
-    " with the setting PYOVERLAY_STORE"
+_REMEDY: Final = (
+    "the Swarm's store is trusted by the Swarm's own certificates. If the Swarm is locked, run"
+    " `docker swarm unlock` and `docker swarm update --autolock=false`; or set PYOVERLAY_STORE to a"
+    " store of your own"
 )
 
 
@@ -31,5 +31,5 @@ def swarm_credentials(folder: Path = DEFAULT_FOLDER) -> Credentials:
         certificate=folder / "swarm-node.crt",
         key=folder / "swarm-node.key",
         server_name=MANAGER_NAME,
-        way_out=_WAY_OUT,
+        remedy=_REMEDY,
     )

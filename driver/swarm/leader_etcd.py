@@ -1,9 +1,9 @@
-"""The store of a Swarm: whoever leads the Swarm runs it, everybody else finds it.
+"""The store of a Swarm: the Swarm's leader runs it, all other nodes find it.
 
 One thread asks the engine. On every node it keeps the managers' addresses; on managers it also
-looks, every second, who leads, and starts or stops the etcd of this host accordingly. When the
+checks every second who leads, and starts or stops the etcd of this host accordingly. When the
 engine cannot tell (it restarts, the managers have no quorum) everything stays as it is, unless another
-manager serves: then the Swarm has a leader, and it is not us. Two stores at a time would part the nodes.
+manager serves: then the Swarm has a leader, and it is not us. Two stores at a time would split the nodes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MIN_SECONDS: Final = 0.1
 
 
 class LeaderEtcd:
-    """Finds the store of the Swarm, and runs it where it is this host's turn."""
+    """Finds the store of the Swarm, and runs it while this host leads."""
 
     def __init__(self, docker: DockerApi, settings: EtcdSettings) -> None:
         self._docker = docker
@@ -43,13 +43,13 @@ class LeaderEtcd:
             "swarm-store",
             self._turn,
             settle=_MIN_SECONDS,  # however often we are asked
-            at_end=lambda: self._etcd.stop("this plugin stops"),
+            at_end=lambda: self._etcd.stop("this plugin is stopping"),
         )
         self._etcd = Supervisor(settings, lambda: self._thread.stopping)
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All threads, for those who want to know how they fare."""
+        """All threads, so that their state can be read."""
         return (self._thread, *self._etcd.threads)
 
     def start(self) -> None:
@@ -63,7 +63,7 @@ class LeaderEtcd:
     def endpoints(self) -> Sequence[str]:
         """Return where the store may be, the likeliest first; returns at once.
 
-        To ask means that the store is away: the list is then brought up to date.
+        A call means that the store is away: the list is then refreshed.
         """
         if not self._wanted:
             self._wanted = True
@@ -90,7 +90,7 @@ class LeaderEtcd:
         return _INFO_SECONDS if settled else _LEADER_SECONDS
 
     def _look(self) -> None:
-        """Ask the engine, and have the server run here, or not."""
+        """Ask the engine, and run the server here, or not."""
         if self._wanted or time.monotonic() >= self._info_at:
             self._refresh()
         leadership = self._docker.leadership(self._facts)
@@ -99,9 +99,9 @@ class LeaderEtcd:
         elif leadership is Leadership.NO:
             self._etcd.stop("this node does not lead the Swarm")
         else:
-            self._info_at = 0.0  # it is /info that tells a node of its demotion
+            self._info_at = 0.0  # only /info tells a node that it was demoted
             if self._etcd.serving and self._another_serves():
-                self._etcd.stop("another manager serves, and the engine here cannot tell")
+                self._etcd.stop("another manager runs it, and the engine here cannot tell who leads")
             self._etcd.keep()
 
     def _another_serves(self) -> bool:

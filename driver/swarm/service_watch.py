@@ -1,8 +1,8 @@
-"""What the plugin on the Swarm's leader knows of services: asks its engine, and has it published.
+"""What the plugin on the Swarm's leader knows about services: asks its engine, and publishes the answer.
 
-The engine tells of services as they change, but never of tasks: so it is asked, often while something is
-about to change, and never for more than a small part of the time. When it cannot be asked, or answers badly,
-what was said last stays.
+The engine has events for services, but none for tasks: so it is asked, often while something is about to
+change, and never for more than a small part of the time. When it cannot be asked, or answers badly, what
+was published last stays.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _STIR: Final = 3.0
 """Seconds after an event in which its consequences show."""
 _LONGEST: Final = 10.0
 _FACTS: Final = 10.0
-"""Seconds between questions whether this node is a manager at all."""
+"""Seconds between checks whether this node is a manager at all."""
 _RETRY: Final = 1.0
 _SETTLE: Final = 0.05
 """Seconds to wait for more of a burst of events."""
 _STOP: Final = 1.0
 _SHARE_AT_REST, _SHARE = 0.02, 0.2
-"""Parts of the time that looks may take."""
+"""What part of the time looks may take: one in so many."""
 
 
 class ServiceWatch:
@@ -60,7 +60,7 @@ class ServiceWatch:
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All threads, for those who want to know how they fare."""
+        """All threads, so that their state can be read."""
         return (self._looker, self._listener)
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class ServiceWatch:
             thread.start()
 
     def stop(self) -> None:
-        """End; what was said stays."""
+        """End; what was published stays."""
         for thread in self.threads:
             thread.end()
         deadline = time.monotonic() + _STOP
@@ -99,7 +99,7 @@ class ServiceWatch:
         return 0.0
 
     def _pass_on(self, events: Events) -> None:
-        """Have the other thread look after each event, for as long as we lead."""
+        """Make the other thread look after each event, for as long as we lead."""
         while self._leads and not self._listener.stopping:
             with self._listener.waiting():
                 events.await_event()
@@ -142,8 +142,8 @@ class ServiceWatch:
     def _complain(self, reason: str) -> None:
         if reason != self._complaint and self._wish.state.offer:
             log.warning(
-                "the engine cannot be asked for services and tasks: %s. Virtual addresses go on with what "
-                "was known last; if it lasts, use --endpoint-mode dnsrr",
+                "the engine cannot be asked for services and tasks: %s. Virtual addresses keep their "
+                "last known tasks; if this lasts, use --endpoint-mode dnsrr",
                 reason,
             )
         self._complaint = reason

@@ -46,18 +46,18 @@ class Supervisor:
         return self._server is not None
 
     def keep_running(self, address: str) -> None:
-        """Have it run under *address*: start it, or look whether it is still well."""
+        """Make it run under *address*: start it, or check that it is still healthy."""
         if self._server is not None:
             self._check(self._server, address)
         if self._server is None and time.monotonic() >= self._retry_at:
             self._start(address)
 
     def stop(self, reason: str) -> None:
-        """Have it not run."""
+        """Make sure that it does not run."""
         self._pause = self._retry_at = 0.0
         self._complaint = ""
         if self._server is not None:
-            log.info("the Swarm's store is stopped on this host: %s", reason)
+            log.info("stopping the Swarm's store on this host: %s", reason)
             self._server.stop()
             self._server = None
 
@@ -73,15 +73,15 @@ class Supervisor:
         try:
             server.start()
             if not server.wait_healthy(_READY_SECONDS, self._stopped):
-                raise StoreUnavailable(
-                    "the Swarm's store did not come up: see etcd's messages before this one"
-                )
+                raise StoreUnavailable("the Swarm's store did not start: see etcd's messages above")
         except StoreUnavailable as error:
             server.stop()
             self._failed(str(error))
             return
         log.info(
-            "the Swarm's store runs on this host: %s, after %.2f s", server.url, time.monotonic() - began
+            "the Swarm's store is running on this host: %s, after %.2f s",
+            server.url,
+            time.monotonic() - began,
         )
         self._server, self._complaint, self._sick = server, "", 0
         self._started_at = time.monotonic()
@@ -94,14 +94,14 @@ class Supervisor:
             self._server = None
             if time.monotonic() - self._started_at > _STEADY_SECONDS:
                 self._pause = 0.0
-            self._failed(f"the Swarm's store on this host is started again: {reason}")
+            self._failed(f"restarting the Swarm's store on this host: {reason}")
 
     def _fault(self, server: EtcdProcess, address: str) -> str:
-        """Return why the server must be started again, if it must."""
+        """Return why the server must be restarted, or nothing."""
         if not server.alive():
             return "etcd has died"
         if address != server.address:
-            return f"the address of this node is {address} now"
+            return f"this node's address is now {address}"
         if server.outdated():
             return "the Swarm has a new root certificate"
         if time.monotonic() >= self._health_at:

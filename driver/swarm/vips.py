@@ -1,7 +1,7 @@
-"""From the engine's lists of networks, services and tasks to what the Swarm's leader says of them. Pure.
+"""From the engine's lists of networks, services and tasks to what the Swarm's leader says about them. Pure.
 
-Fields as of https://docs.docker.com/reference/api/engine/, the same from 20.10 to 29. An object that has not
-the fields, because it is new and nobody has given it addresses yet, is left out until it has.
+Fields as of https://docs.docker.com/reference/api/engine/, the same from 20.10 to 29. An object without
+the fields, because it is new and has not been given addresses yet, is left out until it has them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from driver.wish.values import Address, NetworkId
 Object: TypeAlias = Mapping[str, Any]
 
 _OPTIONS: Final = frozenset({"vni", "vxlan_port"})
-"""What our answer to AllocateNetwork always has: our networks are known by them, whatever we are called."""
+"""What our answer to AllocateNetwork always has: they mark our networks, whatever name the plugin has."""
 
 
 def our_networks(networks: Iterable[Object]) -> frozenset[NetworkId]:
-    """Return which of the Swarm's networks are of our making."""
+    """Return which of the Swarm's networks are ours."""
     return frozenset(
         NetworkId(str(n["Id"]))
         for n in networks
@@ -30,7 +30,7 @@ def our_networks(networks: Iterable[Object]) -> frozenset[NetworkId]:
 
 
 def offer(networks: Iterable[NetworkId], services: Iterable[Object], tasks: Iterable[Object]) -> Offer:
-    """Return what to say of *networks*: every virtual address, with the tasks behind it that run.
+    """Return what to publish about *networks*: every virtual address, with the running tasks behind it.
 
     The engine says that a task runs once its health check, if there is one, has passed.
     """
@@ -49,7 +49,7 @@ def offer(networks: Iterable[NetworkId], services: Iterable[Object], tasks: Iter
 
 
 def is_settled(services: Iterable[Object], tasks: Iterable[Object]) -> bool:
-    """Tell whether nothing is about to change: no update is under way, and every wanted task runs."""
+    """Tell whether nothing is about to change: no update is in progress, and every wanted task runs."""
     updating = (
         s for s in services if (s.get("UpdateStatus") or {}).get("State") in ("updating", "rollback_started")
     )

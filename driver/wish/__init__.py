@@ -1,7 +1,7 @@
 """The wish: what this host should be, as one immutable value, and the vocabulary that it is written in.
 
 Belongs here: values and records, the `State` and every transition between two states, what users may ask
-for, what the other hosts' views mean for this one, and the wish itself with its file.
+for, what the others' views mean for this host, and the wish itself with its file.
 
 Stays out: the kernel, sockets, the store, clocks. A transition gets the time as an argument.
 

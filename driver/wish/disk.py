@@ -26,7 +26,7 @@ class WishFile(JsonFile[State]):
             version=VERSION,
             encode=encode,
             decode=decode,
-            loss="leaves this host without networks: its running containers stay cut off until their restart",
+            loss="leaves this host without networks: running containers are cut off until they are restarted",
             refusal=_refusal,
         )
 
@@ -65,6 +65,7 @@ def decode(body: dict[str, Any]) -> State:
 
 
 def _network(network: Network) -> dict[str, Any]:
+    """Store what a restart needs. The former version reads the same fields: it must find each of them."""
     return {
         "id": network.id,
         "segments": [
@@ -82,6 +83,7 @@ def _network(network: Network) -> dict[str, Any]:
 
 
 def _read_network(item: dict[str, Any]) -> Network:
+    """Index every field, so that one missing raises: a guess would rebuild the network differently."""
     segments = tuple(
         Segment(
             Vni(segment["vni"]),
@@ -115,7 +117,7 @@ def _read_endpoint(item: dict[str, Any]) -> Endpoint:
         tuple(ip_interface(text) for text in item["interfaces"]),
         Mac(item["mac"]),
         Phase(item["phase"]),
-        item.get("sandbox", ""),  # of a version that did not know it
+        item.get("sandbox", ""),  # missing in files of earlier versions
     )
 
 
@@ -123,5 +125,5 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _refusal(path: Path, problem: str, way_out: str) -> DiskError:
-    return DiskError(f"state file {path} {problem}; {way_out}")
+def _refusal(path: Path, problem: str, remedy: str) -> DiskError:
+    return DiskError(f"state file {path} {problem}; {remedy}")

@@ -1,14 +1,14 @@
-"""Every way in which the driver says no.
+"""Every error with which the driver refuses.
 
 The edge turns a class into an HTTP answer by walking its bases, so a new error
 belongs below the class that has the right meaning for the caller::
 
     DriverError
-    ├── BadRequest        the request is wrong; the message names field, value and way out
-    ├── NotFound          the engine speaks of an object that this host does not know
+    ├── BadRequest        the request is wrong; the message names field, value and remedy
+    ├── NotFound          the engine names an object that this host does not know
     ├── Conflict          an address, VNI or name is taken
     ├── Unsupported       this host or engine cannot do it
-    ├── DiskError        state on disk is damaged, newer than this program, or not writable
+    ├── DiskError         state on disk is damaged, newer than this program, or not writable
     ├── StoreUnavailable  the control plane's store cannot be reached or trusted
     └── KernelError       the kernel refused an operation
         └── DeadlineExceeded  the kernel work was not done in time
@@ -25,9 +25,9 @@ class BadRequest(DriverError):
     """The request is wrong, and would be wrong again."""
 
     @classmethod
-    def field(cls, name: str, value: object, way_out: str) -> BadRequest:
+    def field(cls, name: str, value: object, remedy: str) -> BadRequest:
         """Build the standard sentence: which field, what value, what to do."""
-        return cls(f"{name}: {value!r} is not valid: {way_out}")
+        return cls(f"{name}: {value!r} is not valid: {remedy}")
 
 
 class NotFound(DriverError):
@@ -59,7 +59,7 @@ class KernelError(DriverError):
 
 
 class DeadlineExceeded(KernelError):
-    """Kernel work was not finished in the time that a driver call has."""
+    """The kernel work was not finished in the time that a driver call may take."""
 
 
 def unforeseen(error: Exception) -> Exception | None:

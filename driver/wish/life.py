@@ -1,7 +1,7 @@
-"""An endpoint's life: the states, what may happen, and what follows. Data, which `state` reads. Pure.
+"""An endpoint's life: the states, the events, and what follows. Data, read by `state`. Pure.
 
-The columns are states, the rows are events. `-`: it stays what it is. `?`: it is doubtful, since nobody has
-shown that it lives (ADR 8)::
+The columns are states, the rows are events. `-`: nothing changes. `?`: it is doubtful, since nothing has
+shown that it is alive (ADR 8)::
 
                    absent    created   joining   joined    left      created?  joined?   left?
     CREATE         created   -         created   created   created   created   created   created
@@ -21,9 +21,9 @@ shown that it lives (ADR 8)::
     has a port     no        no        yes       yes       yes       no        no        no
 
 A repeated CREATE makes the record anew, and after a repeated JOIN the newer one is the one that waits.
-Who *receives* is announced to the other hosts, which send to it, and holds its addresses. A *port* is the
-endpoint's veth pair in the kernel; a pair is made for who is joining and only kept for the others. The disk
-knows the phase alone: what a new process makes of it is the event RESTART.
+An endpoint that *receives* is announced to the other hosts, which send to it, and holds its addresses. A
+*port* is the endpoint's veth pair in the kernel; one is made only while joining, and kept otherwise. The disk
+holds the phase alone: what a new process concludes from it is the event RESTART.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Life(Enum):
     JOINING = Phase.JOINED, True, False
     """A Join waits for its veth pair, which must be made now."""
     JOINED = Phase.JOINED, False, False
-    """The engine has the container end: a pair that vanishes is never made anew."""
+    """The engine has the container end: a pair that vanishes is never recreated."""
     LEFT = Phase.LEFT, False, False
     """The container end comes back, and stays until DeleteEndpoint."""
     CREATED_DOUBTFUL = Phase.CREATED, False, True
     """It never joined before a restart: its CreateEndpoint may never have been answered."""
     JOINED_DOUBTFUL = Phase.JOINED, False, True
-    """No container has it any more, and no Leave has said so."""
+    """No container has it any more, but no Leave has come."""
     LEFT_DOUBTFUL = Phase.LEFT, False, True
-    """The Leave came after all; DeleteEndpoint is what is missing."""
+    """The Leave came after all; only DeleteEndpoint is missing."""
 
     def __init__(self, phase: Phase | None, joining: bool, doubtful: bool) -> None:
         self.phase = phase
@@ -84,7 +84,7 @@ class Event(Enum):
     NETWORK_GONE = "DeleteNetwork, or the engine does not know the doubtful network"
     RESTART = "a new process reads the disk"
     VANISHED = "its port has vanished, or its container end is back in the host's namespace"
-    FORGOTTEN = "nobody has spoken of it for longer than the engine repeats a call"
+    FORGOTTEN = "no call has named it for longer than the engine repeats a call"
     ADDRESS_TAKEN = "CreateEndpoint of another with one of its addresses"
 
 

@@ -45,10 +45,10 @@ class Network:
     underlay_mtu: int | None = None
     """The underlay's MTU, if the user said so; None: ask the kernel."""
     internal: bool = False
-    """Whether it has no way out, as the engine says once, at CreateNetwork.
+    """Whether it has no egress, as the engine says once, at CreateNetwork.
 
-    Nothing here depends on it yet: egress is docker_gwbridge's. It stays on disk, since nobody says it again
-    and the former version does not read a network without it.
+    Nothing here depends on it yet: egress is docker_gwbridge's. It stays on disk, since the engine never
+    repeats it and the former version does not read a network without it.
     """
 
     def segment_of(self, address: Address) -> Segment | None:
@@ -75,7 +75,7 @@ class Endpoint:
     mac: Mac
     phase: Phase = Phase.CREATED
     sandbox: str = ""
-    """The container's namespace, by the path that the engine said at Join; it may come only after that."""
+    """The container's namespace, by the path given at Join; it may appear only after that."""
 
     @property
     def addresses(self) -> frozenset[Address]:
@@ -121,7 +121,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Underlay:
-    """What the kernel says about the way to other hosts: the device of the VTEP address and its MTU."""
+    """What the kernel says about the path to other hosts: the device of the VTEP address and its MTU."""
 
     device: str
     mtu: int

@@ -1,4 +1,4 @@
-"""What users may say with ``-o`` and ``driver-opt``, and what becomes of it. Pure."""
+"""What users may set with ``-o`` and ``driver-opt``, and what it means. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from driver.wish.model import Segment, Subnet
 from driver.wish.values import MAX_VNI, TUNNEL_MTU, VXLAN_PORT, NetworkId, Vni
 
 ENGINE_PREFIX = "com.docker.network."
-"""Keys of the engine itself (moby libnetwork/netlabel); never refused, whatever comes."""
+"""Keys of the engine itself (moby libnetwork/netlabel); never refused."""
 UNDERLAY_MTU = "com.docker.network.driver.mtu"
 """The built-in overlay's option: the MTU of the underlay, not of the containers."""
 REFUSED = "pyoverlay.refused"
@@ -87,7 +87,7 @@ def check_subnets(subnets: Sequence[Subnet], *, swarm: bool) -> None:
 def choose_vnis(
     network: NetworkId, given: tuple[Vni, ...], segments: int, used: Collection[Vni]
 ) -> tuple[Vni, ...]:
-    """Return a VNI per segment: the given ones, else such as every host derives from the network's id.
+    """Return a VNI per segment: the given ones, else those that every host derives from the network's id.
 
     Raises BadRequest when the number given is not the number of segments, Conflict when a
     given one is in *used*.
@@ -98,7 +98,7 @@ def choose_vnis(
         )
     if taken := [vni for vni in given if vni in used]:
         raise Conflict(
-            f"vni: {taken[0]} is used by another network: choose another, or leave the choice to us"
+            f"vni: {taken[0]} is used by another network: choose another, or leave vni out to have one chosen"
         )
     chosen: list[Vni] = list(given)
     for attempt in count():
@@ -139,9 +139,9 @@ def _refuse_unknown(what: str, options: Mapping[str, object], known: Collection[
     for name, value in options.items():
         if name not in known and not name.startswith(ENGINE_PREFIX):
             offer = (
-                f"known are {', '.join(k for k in known if k != REFUSED)}"
+                f"the known ones are {', '.join(k for k in known if k != REFUSED)}"
                 if known
-                else "there are none so far"
+                else "this driver has none so far"
             )
             raise BadRequest(f"{what} {name!r} (value {value!r}) is not known: remove it; {offer}")
 
@@ -160,7 +160,7 @@ def _vnis(text: str) -> tuple[Vni, ...]:
     for part in parts:
         if not part.isascii() or not part.isdigit() or not 1 <= int(part) <= MAX_VNI:
             raise BadRequest.field(
-                "vni", text, f"give a number from 1 to {MAX_VNI}, or one per subnet with commas"
+                "vni", text, f"give a number from 1 to {MAX_VNI}, or one per subnet, separated by commas"
             )
     vnis = tuple(Vni(int(part)) for part in parts)
     if len(set(vnis)) != len(vnis):

@@ -6,12 +6,12 @@ row removed late points at a dead host:
 * A node that is in the view has said all that it has (its record is stored last), so what it
   does not list is gone.
 * A node that is not in the view keeps its rows for a grace: its lease ran out, or the store is
-  new and the node has not come to it yet. An address that another node claims moves at once.
+  new and the node has not reached it yet. An address that another node claims moves at once.
   After the grace the rows go, unless the host answers: then only its control plane is away, and
   its containers live.
 * When more than half of the known nodes are missing, the fault is more likely ours or the
-  store's than theirs, and nothing is removed. Those that are still missing when most have come
-  back get a whole grace from then on: they are likely on their way.
+  store's than theirs, and nothing is removed. Those still missing when most have come back
+  get a full grace from then on: they are probably about to return.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GRACE = 30.0
 def merge(peers: Peers, view: View, me: NodeId, followed: Iterable[NetworkId], now: float) -> Peers:
     """Return what *peers* becomes in the light of *view* at monotonic second *now*.
 
-    While the view is not connected nothing changes but that networks no longer *followed*
+    While the view is not connected nothing changes, except that networks no longer *followed*
     are dropped. Time alone removes nothing here: see `overdue` and `settle`.
     """
     wanted = frozenset(followed)
@@ -83,7 +83,7 @@ def _late(peers: Peers, now: float) -> dict[NodeId, PeerNode]:
 
 
 def adopt(peers: Peers, network: NetworkId, rows: Mapping[Address, Peer], now: float) -> Peers:
-    """Take over the rows that a former process left in the kernel, as of nodes not seen yet."""
+    """Take over the rows that a former process left in the kernel, as belonging to nodes not seen yet."""
     names = {vtep: NodeId(f"vtep {vtep}") for vtep in {peer.vtep for peer in rows.values()}}
     nodes = {name: PeerNode(vtep, stale_since=now) for vtep, name in names.items()}
     known = {address: Peer(peer.mac, peer.vtep, names[peer.vtep]) for address, peer in rows.items()}
@@ -97,6 +97,10 @@ def too_many_stale(peers: Peers) -> bool:
 
 
 def _nodes(known: Mapping[NodeId, PeerNode], view: View, me: NodeId, now: float) -> dict[NodeId, PeerNode]:
+    """Keep missing nodes until their grace ends, except where a new node with the same VTEP replaces one.
+
+    While the fault is likely ours, the grace of all missing nodes starts again with every view.
+    """
     live = {id_: _live(known.get(id_), record.vtep) for id_, record in view.nodes.items() if id_ != me}
     away = {id_: node for id_, node in known.items() if id_ not in live}
     if not away:
@@ -122,6 +126,7 @@ def _entries(
     nodes: Mapping[NodeId, PeerNode],
     me: NodeId,
 ) -> dict[Address, Peer]:
+    """Keep the rows of stale nodes, whose records may be lost; trust the view for all other nodes."""
     if network not in view.endpoints:
         return dict(known)
     listed = view.endpoints[network]
@@ -142,14 +147,14 @@ def _unclaimed(
 ) -> dict[Address, Peer]:
     """Return the rows of *stale* nodes.
 
-    A record whose node is not *there* claims nothing: what a former process left may be that very node's.
+    A record whose node is not *there* claims nothing: an adopted row may be that very node's.
     """
     claimed = {address for address, record in listed.items() if record.node in there}
     return {a: peer for a, peer in known.items() if peer.node in stale and a not in claimed}
 
 
 def _peer(known: Peer | None, record: EndpointRecord, node: PeerNode) -> Peer:
-    """Keep the old object when nothing changed: identity tells what there is to do."""
+    """Keep the old object when nothing changed: readers take the same object for no work."""
     if known is None or known.mac != record.mac or known.node != record.node or known.vtep != node.vtep:
         return Peer(record.mac, node.vtep, record.node)
     return known
@@ -163,5 +168,5 @@ def _restrict(peers: Peers, wanted: frozenset[NetworkId]) -> Peers:
 
 
 def _same_or_new(old: Mapping[Address, Peer] | None, new: dict[Address, Peer]) -> Mapping[Address, Peer]:
-    """Keep the old object when nothing changed: identity tells the engine that there is no work."""
+    """Keep the old object when nothing changed: reconcilers take the same object for no work."""
     return old if old is not None and old == new else new

@@ -35,9 +35,9 @@ class ServiceRecord:
     network: NetworkId
     vip: Address
     name: str
-    """For a person who looks."""
+    """For people who look at the store."""
     backends: tuple[Address, ...]
-    """In order of the addresses: the tasks that run and are well."""
+    """The running, healthy tasks, ordered by address."""
 
 
 Offer: TypeAlias = Mapping[NetworkId, frozenset[ServiceRecord]]
@@ -52,7 +52,7 @@ class Publication:
     endpoints: frozenset[EndpointRecord] = frozenset()
     networks: frozenset[NetworkId] = frozenset()
     offer: Offer | None = field(default_factory=dict)
-    """With None, what the store has of ours stays as it is."""
+    """With None, our records in the store stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class View:
     store that we are connected to, own records included. While *connected* is false the
     rest is the last known view, and nothing may be removed on its account.
 
-    A network appears in *services* while its leader has said all that there is: while it does not,
-    what was known before goes on.
+    A network appears in *services* once its leader has published everything; until then, what was
+    known before stays in force.
     """
 
     connected: bool = False

@@ -1,6 +1,6 @@
 """The wish: one immutable value, and the transitions between such values. Pure.
 
-What becomes of endpoints is read from the table of their lives (`life`); here is what goes with it.
+How endpoints change is read from the table of their lives (`life`); what goes with that is here.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class State:
     joining: Mapping[EndpointId, object] = field(default_factory=dict)
     """Endpoints whose veth pair must be made now, and the Join that waits: it alone may end that."""
     doubtful: frozenset[NetworkId | EndpointId] = frozenset()
-    """What nobody has shown to live: nobody shall send to it, and it holds no address and no VNI.
+    """What nothing has shown to be alive: nobody should send to it, and it holds no address and no VNI.
 
-    Endpoints by the table of their lives, and networks. After a restart, those without an endpoint that
-    joined: the call that made the network, or was to remove it, may have died with the former process. At
-    any time, those that have doubtful endpoints only: an engine that was killed has forgotten its Swarm
-    networks. Any call about an endpoint of a network ends the network's doubt.
+    Endpoints are doubtful by the table of their lives. Networks are after a restart, if no endpoint of theirs
+    had joined: the call that made or removed the network may have died with the former process. And at any
+    time, if all their endpoints are doubtful: an engine that was killed has forgotten its Swarm networks. Any
+    call about an endpoint of a network ends the network's doubt.
     """
     peers: Peers = field(default_factory=Peers)
     services: Mapping[NetworkId, Mapping[Address, ServiceRecord]] = field(default_factory=dict)
-    """By virtual address, as the Swarm's leader said last; without networks of which it has not spoken."""
+    """By virtual address, as the Swarm's leader said last; without networks that it has not mentioned."""
     offer: Offer | None = None
     """What we say as the Swarm's leader: nothing when another leads, None while that is not known."""
 
@@ -88,7 +88,7 @@ class State:
         return [e for e in self.endpoints_of(network) if self.life(e.id).has_port]
 
     def holder(self, network: NetworkId, address: Address) -> Endpoint | None:
-        """Return the local endpoint that has *address* and may still receive for it."""
+        """Return the local endpoint that has *address* and may still receive at it."""
         holders = (e for e in self.receivers() if e.network == network)
         return next((e for e in holders if address in e.addresses), None)
 
@@ -101,7 +101,7 @@ def after_restart(state: State) -> State:
     """Return what a new process may believe of what the former one had on disk.
 
     An endpoint that has left is about to be deleted, and its DeleteEndpoint may have come while
-    nobody was there: the engine does not say it again.
+    the plugin was down: the engine does not repeat it.
     """
     believed = _after(state, Event.RESTART, state.endpoints)
     joined = {e.network for e in believed.endpoints.values() if e.id not in believed.doubtful}
@@ -144,7 +144,7 @@ def without_endpoint(state: State, endpoint: EndpointId) -> State:
 
 
 def with_join(state: State, network: NetworkId, endpoint: EndpointId, sandbox: str, join: object) -> State:
-    """Have an endpoint join *sandbox*: it gets a new port and is not gone until *join* has ended.
+    """Have an endpoint join *sandbox*: it gets a new port and does not count as gone until *join* has ended.
 
     Raises NotFound.
     """
@@ -160,17 +160,17 @@ def with_join(state: State, network: NetworkId, endpoint: EndpointId, sandbox: s
 
 
 def with_join_answered(state: State, endpoint: EndpointId, join: object) -> State:
-    """Note that the engine has the veth pair; nothing changes when *join* is not what waits for it."""
+    """Note that the engine has the veth pair; nothing changes when it is not *join* that waits for it."""
     return _after(state, Event.ANSWERED, [endpoint]) if state.joining.get(endpoint) is join else state
 
 
 def with_join_undone(state: State, endpoint: EndpointId, join: object) -> State:
-    """Take back what *join* has asked for; nothing changes when it is not what waits for the endpoint."""
+    """Undo what *join* asked for; nothing changes when another Join waits for the endpoint."""
     return _after(state, Event.UNDONE, [endpoint]) if state.joining.get(endpoint) is join else state
 
 
 def with_leave(state: State, endpoint: EndpointId) -> State:
-    """Take an endpoint out of service."""
+    """Record that an endpoint has left its container."""
     return _after(state, Event.LEAVE, [endpoint])
 
 

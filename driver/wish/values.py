@@ -30,7 +30,7 @@ class _Host(StrEnum):
 HOST: Final = _Host.HOST
 """Stands for the host itself beside its networks: as a scope of the wish, and as a place in the kernel."""
 Scope: TypeAlias = NetworkId | _Host
-"""What something is wished for: a network, or the host."""
+"""What a part of the wish is about: a network, or the host."""
 
 MAX_VNI = (1 << 24) - 1
 VXLAN_PORT = 4789
@@ -39,12 +39,12 @@ VXLAN_PORT = 4789
 TUNNEL_MTU = 65485
 """Of every VXLAN device and every bridge end of a veth pair, whatever the containers have (ADR 7).
 
-The most that a tunnel can carry: of the 65535 bytes of an outer IPv4 packet 50 are not the container's.
+The most that a tunnel can carry: of an outer IPv4 packet's 65535 bytes, 50 are overhead.
 """
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _ENGINE_ID = 64
-"""Characters of the ids that an engine draws (moby pkg/stringid)."""
+"""Characters of the ids that an engine generates (moby pkg/stringid)."""
 _ID = re.compile(r"[0-9a-zA-Z]{1,128}")
 
 

@@ -1,4 +1,4 @@
-"""The one place that holds the state: transactions, revisions, who is told."""
+"""The one place that holds the state: transactions, revisions, listeners."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Wish:
-    """The current state. Safe for all threads; who only looks does not wait for the disk."""
+    """The current state. Safe for all threads; readers never wait for the disk."""
 
     def __init__(self, disk: Disk[State]) -> None:
         """Load the state; raises DiskError when what is on disk cannot be used."""
@@ -40,9 +40,9 @@ class Wish:
         part is on disk when this returns; DiskError means that nothing changed. One that leaves
         the durable part alone does not wait for the disk.
 
-        One that only takes away need not be *lasting*: what the disk refuses is written with the
-        next change. The engine says Leave and Delete once, and a new process finds by itself that
-        what the old record names has ended.
+        One that only removes something need not be *lasting*: what the disk refuses is written with the
+        next change. The engine sends Leave and Delete only once, and a new process finds out by itself
+        that what the old record names has ended.
         """
 
         def step(state: State) -> tuple[State, None]:
@@ -61,7 +61,7 @@ class Wish:
     def _change(self, step: Callable[[State], tuple[State, T]], *, lasting: bool) -> tuple[T, int]:
         _, before = self.snapshot()
         answer, revision = self._committed.change(step, lasting=lasting)
-        if revision > before:  # the listeners have heard of it when this returns, whoever wrote it
+        if revision > before:  # the listeners have been told when this returns, whichever thread wrote it
             for listener in self._listeners:
                 listener()
         return answer, revision

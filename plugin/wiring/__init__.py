@@ -10,7 +10,7 @@ from plugin.wiring.runtime import Runtime
 
 
 def make_runtime(settings: Settings, restart: Callable[[str], None]) -> Runtime:
-    """Make what the host needs now; *restart* ends the process with a reason, to be started anew.
+    """Make what the host needs now; *restart* ends the process, with a reason, so that it is restarted.
 
     Raises driver and ipam errors when what is on disk cannot be used.
     """

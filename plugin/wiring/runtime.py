@@ -42,7 +42,7 @@ class Part(Protocol):
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All of them, for those who want to know how they fare."""
+        """All of them, so that their state can be read."""
 
     def start(self) -> None:
         """Begin."""
@@ -69,8 +69,8 @@ class Runtime:
     ) -> None:
         """Make the parts; *store* and *services* are those that only one mode has.
 
-        *restart* ends the process with a reason, to be started anew. *prefixes* are this host's own, which no
-        new address pool may overlap. Raises the ipam's DiskError.
+        *restart* ends the process, with a reason, so that it is restarted. *prefixes* are this host's own,
+        which no new address pool may overlap. Raises the ipam's DiskError.
         """
         netns_dir = settings.run_dir / "netns"
         self._about = f"scope {mode.scope}, state in {settings.state_dir}, namespaces in {netns_dir}"
@@ -106,7 +106,7 @@ class Runtime:
 
     @property
     def threads(self) -> list[ThreadState]:
-        """How each thread fares."""
+        """The state of each thread."""
         return [thread.state for part in self._parts for thread in part.threads]
 
     def start(self) -> Flask:
@@ -121,16 +121,16 @@ class Runtime:
         return create_app(self._overlay, self._ipam)
 
     def stop(self) -> None:
-        """Stop what has started, in reverse; networks and containers go on.
+        """Stop what has started, in reverse; networks and containers keep working.
 
-        So nobody changes the wish any more while its followers end, whoever has left the Swarm withdraws
-        while there is a store, and the containers' tables, which wait for rows, end before the networks.
+        So nobody changes the wish any more while its followers stop, a host that has left the Swarm withdraws
+        while there is a store, and the sandboxes' reconciler, which waits for rows, stops before the other.
         """
         self._started.close()
 
 
 class _Announcing:
-    """The peering as a part: whoever has joined or left a Swarm leaves nothing in the control plane."""
+    """The peering as a part: a host that has joined or left a Swarm leaves nothing in the control plane."""
 
     def __init__(self, peering: Peering, mode: Mode) -> None:
         self._peering = peering
@@ -158,7 +158,7 @@ class _ModeWatch:
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All threads, for those who want to know how they fare."""
+        """All threads, so that their state can be read."""
         return (self._thread,)
 
     def start(self) -> None:

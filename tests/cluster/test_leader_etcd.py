@@ -183,7 +183,7 @@ def test_a_taken_port_is_logged_once_and_tried_again(
         time.sleep(2)
         assert not manager.store.serving
     wait_until(lambda: manager.store.serving, 8)
-    assert sum("is not to be had on this host" in r.message for r in caplog.records) == 1
+    assert sum("is not available on this host" in r.message for r in caplog.records) == 1
 
 
 def test_an_engine_that_comes_up_later(nodes: MakeNodes) -> None:

@@ -268,7 +268,7 @@ def test_a_second_process_is_refused(own_server: Server) -> None:
     """A live server keeps its socket; the newcomer says so and ends."""
     process = own_server.start()
     assert process.wait(10) != 0
-    assert "another process serves it" in own_server.log.read_text()
+    assert "another process is serving on it" in own_server.log.read_text()
     assert own_server.oper_info() < 1
 
 

@@ -65,4 +65,4 @@ def test_a_socket_that_answers_is_told(
         other.listen()
         status, _, err = run(capsys, "serve", "--socket", str(path))
     assert status == 2
-    assert "another process serves it" in err
+    assert "another process is serving on it" in err

@@ -335,9 +335,7 @@ def test_what_the_disk_refuses_has_never_been(world: World, caplog: pytest.LogCa
     assert isinstance(kept.error, Full)
     assert gone.error is None
     assert (world.value.kept, world.disk.saved) == (("b",), ("a", "b"))
-    assert caplog.messages == [
-        "no room. What has ended counts as ended all the same; the next change writes it"
-    ]
+    assert caplog.messages == ["no room. What was removed stays removed in memory; the next change saves it"]
     world.call("keep", "d")
     world.end_write(well=True)
     assert world.disk.saved == ("b", "d")

@@ -97,6 +97,6 @@ def test_a_size_that_can_never_be_served_is_refused(version: int, length: int) -
         take(EMPTY, PoolRequest(Space.LOCAL, version, length=length))
 
 
-def test_exhaustion_says_how_much_is_taken_and_the_way_out() -> None:
+def test_exhaustion_says_how_much_is_taken_and_the_remedy() -> None:
     with pytest.raises(Exhausted, match=r"10\.64\.0\.0/12.*0 pools and 2 host routes.*--subnet"):
         take(EMPTY, PoolRequest(Space.LOCAL), "10.0.0.0/8", "192.168.0.0/16")

@@ -88,7 +88,7 @@ def test_constant_answers(ipam: AddressManager) -> None:
         ({"options": {"color": "blue"}}, '--ipam-opt "color": is not an option of this driver; leave it out'),
     ],
 )
-def test_a_bad_pool_request_names_field_value_and_way_out(
+def test_a_bad_pool_request_names_field_value_and_remedy(
     ipam: AddressManager, store: MemoryStore, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadRequest, match=message):
@@ -410,8 +410,8 @@ def test_every_recorded_request_may_come_twice(ipam: AddressManager, recording: 
     assert not ipam.state.pools
 
 
-def test_every_error_has_field_value_problem_and_way_out(ipam: AddressManager) -> None:
+def test_every_error_has_field_value_problem_and_remedy(ipam: AddressManager) -> None:
     with pytest.raises(IpamError) as caught:
         ipam.request_pool(LOCAL, "garbage")
     error = caught.value
-    assert str(error) == f'{error.field} "{error.value}": {error.problem}; {error.way_out}'
+    assert str(error) == f'{error.field} "{error.value}": {error.problem}; {error.remedy}'

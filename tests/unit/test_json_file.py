@@ -18,8 +18,8 @@ LEFTOVERS = (".names.json.new", "names.json.new")
 class Refusal(Exception):
     """What the owner of a file makes of the reasons."""
 
-    def __init__(self, path: Path, problem: str, way_out: str) -> None:
-        super().__init__(f"{path.name} {problem}; {way_out}")
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        super().__init__(f"{path.name} {problem}; {remedy}")
 
 
 class Names(JsonFile[frozenset[str]]):

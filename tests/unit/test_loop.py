@@ -332,7 +332,7 @@ def test_what_cannot_be_adopted_stops_nobody(
     node.end()
     failing_in(node, NET, UNFORESEEN[0], monkeypatch)
     node.begin()
-    assert f"network {NET}: cannot take over what is there" in caplog.text
+    assert f"network {NET}: cannot adopt what is in the kernel" in caplog.text
     node.attach("ab" + EP2[2:], "10.62.0.6", OTHER)
 
 
@@ -391,7 +391,7 @@ def test_what_the_kernel_does_not_keep_is_an_error_until_it_does(
         (right,) = (obj for obj in node.have().values() if isinstance(obj, Vxlan))
         kernel.stubborn = True
         kernel.spoil(replace(right, mtu=1400))
-        complaint = f"not converged: what was set is not what the kernel has: {right.name}: mtu was 1400"
+        complaint = f"not converged: the kernel does not keep what was set: {right.name}: mtu was 1400"
         assert _soon(lambda: f"network {NET}: VXLAN device {right.name}: {complaint}" in caplog.text)
         with pytest.raises(KernelError, match="not converged"):
             node.attach(EP2, "10.62.0.5")

@@ -48,7 +48,7 @@ def subnet(prefix: str) -> Subnet:
         ({"colour": "blue"}, ["colour", "blue", "remove it", "vni, vxlan_port, mtu"]),
     ],
 )
-def test_bad_network_options_name_field_value_and_way_out(options: dict[str, str], words: list[str]) -> None:
+def test_bad_network_options_name_field_value_and_remedy(options: dict[str, str], words: list[str]) -> None:
     with pytest.raises(BadRequest) as refusal:
         parse_network_options(options)
     for word in words:

@@ -114,7 +114,7 @@ def test_a_host_that_answers_keeps_its_rows_is_told_once_and_is_asked_again(
     world.pass_a_grace()
     assert "10.0.0.2" in world.rows()
     assert [r.message for r in caplog.records].count(
-        f"host {VTEP[A]} is away from the store and answers: its containers' rows stay"
+        f"host {VTEP[A]} is away from the store but answers: keeping its containers' rows"
     ) == 1
     world.alive = set()
     world.pass_a_grace()

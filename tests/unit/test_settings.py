@@ -101,19 +101,19 @@ def test_a_wrong_value_is_named(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "way_out"),
+    ("name", "remedy"),
     [
         ("VXLANPORT", "did you mean PYOVERLAY_VXLAN_PORT?"),
         ("vtep", "did you mean PYOVERLAY_VTEP?"),
         ("LOGLEVEL", "did you mean PYOVERLAY_LOG_LEVEL?"),
-        ("ENCRYPTION", "known are LOG_LEVEL, RUN_DIR, "),
-        ("", "known are LOG_LEVEL, RUN_DIR, "),
+        ("ENCRYPTION", "the settings are LOG_LEVEL, RUN_DIR, "),
+        ("", "the settings are LOG_LEVEL, RUN_DIR, "),
     ],
 )
-def test_an_unknown_name_is_refused(name: str, way_out: str) -> None:
+def test_an_unknown_name_is_refused(name: str, remedy: str) -> None:
     """A misspelt setting that silently does nothing is found out too late."""
     (problem,) = problems(**{name: ""})
-    assert problem.startswith(f"PYOVERLAY_{name}: there is no such setting: {way_out}")
+    assert problem.startswith(f"PYOVERLAY_{name}: there is no such setting: {remedy}")
 
 
 def test_all_problems_are_told_at_once() -> None:

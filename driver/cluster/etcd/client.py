@@ -33,15 +33,15 @@ _FAULTS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, Val
 
 
 class EtcdError(Exception):
-    """The member did not do it. Whether a change was made all the same is not known."""
+    """The member did not answer well. Whether a change was made anyway is unknown."""
 
 
 class LeaseLost(EtcdError):
-    """The lease has run out, or was another store's."""
+    """The lease has expired, or belonged to another store."""
 
 
 class Refused(EtcdError):
-    """The member is well and will not do it: its quota is used up, or it does not know the request."""
+    """The member works but refuses: its quota is used up, or it does not know the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Snapshot:
 
 
 class EtcdClient:
-    """One member of etcd, for one thread. Every call raises EtcdError when it was not answered well."""
+    """One member of etcd, for one thread. Every call raises EtcdError when it gets no good answer."""
 
     def __init__(self, url: str, session: requests.Session) -> None:
         self.url = url.rstrip("/")
@@ -114,10 +114,10 @@ class EtcdClient:
         return int(self._post("lease/grant", {"TTL": str(ttl)}, _QUICK)["ID"])
 
     def keep_alive(self, lease: int) -> None:
-        """Renew *lease*; raise LeaseLost when it is no more."""
+        """Renew *lease*; raise LeaseLost when it no longer exists."""
         answer = self._post("lease/keepalive", {"ID": str(lease)}, _QUICK)
         if int(answer.get("result", {}).get("TTL", 0)) <= 0:
-            raise LeaseLost(f"{self.url}: lease {lease:x} has run out")
+            raise LeaseLost(f"{self.url}: lease {lease:x} has expired")
 
     def revoke(self, lease: int) -> None:
         """End *lease*, and with it all that is bound to it."""
@@ -127,7 +127,7 @@ class EtcdClient:
         """Watch several prefixes over one connection, from now on.
 
         Only watches "from now on" are told everything at once and in the order of revisions:
-        etcd lets one that begins in the past catch up on a timer of 100 ms, each by itself.
+        etcd lets one that begins in the past catch up on a timer of 100 ms, each on its own.
         """
         creates = [json.dumps({"create_request": _below(p)}) for p in prefixes]
         headers = {**_HEADERS, "Connection": "close"}  # see Watch
@@ -150,6 +150,7 @@ class EtcdClient:
         headers: Mapping[str, str] = _HEADERS,
         stream: bool = False,
     ) -> requests.Response:
+        """Turn every fault into an EtcdError: callers change members on that one alone."""
         url = f"{self.url}/v3/{path}"
         try:
             response = self._session.post(
@@ -167,7 +168,7 @@ class Watch:
 
     All its prefixes are asked for in the body of one request. Go's server throws away what of a
     body was not read when the answer begins (net/http, chunkWriter.writeHeader), and then some
-    watches would never be made: but not on a connection that is not to be used again.
+    watches would never be created: except on a connection that will not be used again.
     """
 
     def __init__(self, url: str, response: requests.Response, count: int) -> None:
@@ -177,8 +178,8 @@ class Watch:
         self._pending = count
         self._lines = response.iter_lines(chunk_size=None)
         self._early: list[list[Entry]] = []
-        # A descriptor of our own for the same connection: shutdown() works on the connection,
-        # and no lock or buffer of the reading thread is touched.
+        # Our own descriptor for the same connection: shutdown() acts on the connection
+        # without touching a lock or buffer of the reading thread.
         self._socket = socket.socket(fileno=os.dup(response.raw.fileno()))
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
@@ -189,7 +190,7 @@ class Watch:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            return  # it has ended by itself
+            return  # it has already ended
 
     def close(self) -> None:
         """Release the connection; only for the reading thread."""
@@ -201,11 +202,11 @@ class Watch:
         return bool(self._poll.poll(0))
 
     def wait_open(self) -> None:
-        """Wait until nothing that changes from now on is missed; raise EtcdError when that fails."""
+        """Wait until no change from now on can be missed; raise EtcdError when that fails."""
         messages = self._messages()
         while self._pending:
             self._early.append(next(messages))
-        # From now on quiet is normal; a dead peer is the business of the TCP options.
+        # From now on silence is normal; a dead peer is detected by the TCP options.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
 
     def __iter__(self) -> Iterator[list[Entry]]:
@@ -222,7 +223,7 @@ class Watch:
             pass
         except _FAULTS as error:
             raise EtcdError(f"{self._url}: watch: {_sentence(error)}") from None
-        raise EtcdError(f"{self._url}: watch: the connection has ended")
+        raise EtcdError(f"{self._url}: watch: the connection was closed")
 
     def _changes(self, message: Json) -> list[Entry]:
         result = message.get("result")

@@ -18,12 +18,12 @@ class Link:
 
     url: str
     version: object
-    """Of the credentials that the connection was made with."""
+    """The version of the credentials used for the connection."""
     since: dict[Scope, int] = field(default_factory=dict)
-    """The revision up to which each scope has been taken in."""
+    """The revision up to which each scope was read."""
     watch: Watch | None = None
     broken: str = ""
-    """Why the link is of no use any more."""
+    """Why the link can no longer be used."""
 
     def fail(self, reason: str) -> None:
         """Give the link up; its reader notices at once. The exchange's lock must be held."""
@@ -31,7 +31,7 @@ class Link:
         self.interrupt()
 
     def interrupt(self) -> None:
-        """Have the reader look at what it is to follow. The exchange's lock must be held."""
+        """Make the reader check which scopes to follow. The exchange's lock must be held."""
         if self.watch is not None:
             self.watch.interrupt()
 
@@ -47,7 +47,7 @@ class Exchange:
         """The member in use, once its first snapshot has been read; None while the store is away."""
         self.lease = 0
         self.told = View()
-        """What the user was told last."""
+        """The view passed on last."""
         self.stopping = False
 
     def publish(self, publication: Publication) -> None:
@@ -60,7 +60,7 @@ class Exchange:
             self.changed.notify_all()
 
     def settled(self) -> bool:
-        """Tell whether the store holds our publication, and the user was told of all that it follows."""
+        """Tell whether the store holds our publication, and the view passed on has all that we follow."""
         told = self.told.connected and self.publication.networks <= self.told.endpoints.keys()
         return told and self.ledger.settled(self.lease)
 

@@ -1,6 +1,6 @@
 """The control plane over etcd 3.5: one thread that reads, one that writes, and what both share.
 
-The reader tells the user what the others have; the writer brings out what this host has. They meet in the
+The reader passes on what the others have; the writer publishes what this host has. They meet in the
 Exchange.
 """
 
@@ -22,9 +22,9 @@ _STOP_SECONDS: Final = 3.0
 
 
 class EtcdControlPlane:
-    """A ControlPlane (see there) on the members that *endpoints* names at the time of asking.
+    """A ControlPlane (see there) on the members that *endpoints* names at the moment.
 
-    They are tried in the order given, but one that has just failed last. *lease_ttl* is how
+    They are tried in the order given, except that one that has just failed comes last. *lease_ttl* is how
     many seconds a host may be silent before the others see it as gone; *orphan_grace* is how
     long its records stay in the store after that.
     """
@@ -45,7 +45,7 @@ class EtcdControlPlane:
 
     @property
     def threads(self) -> tuple[Supervised, ...]:
-        """All threads, for those who want to know how they fare."""
+        """All threads, so that their state can be read."""
         return (self._reader.thread, self._writer.thread)
 
     def start(self, on_view: Callable[[View], None]) -> None:
@@ -67,7 +67,7 @@ class EtcdControlPlane:
     def stop(self, *, leave: bool) -> None:
         """End within a few seconds; see ControlPlane.
 
-        Who leaves revokes the lease; who does not has the node record outlive it.
+        A host that leaves revokes its lease; otherwise the node record outlives it.
         """
         deadline = time.monotonic() + _STOP_SECONDS
         if leave and self._reader.thread.alive:

@@ -1,8 +1,8 @@
 """The reading half of the etcd back end: a snapshot, then a watch, for as long as a member serves us.
 
-Every way in which the connection can end has one and the same answer: another member, and a
-new snapshot. A snapshot says all there is, so a compacted past, a lost event and a store that
-is a new one need no treatment of their own.
+However the connection ends, the answer is the same: another member, and a new snapshot.
+A snapshot is complete, so a compacted past, a lost event and a new store need no special
+treatment.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _STEADY: Final = 1.0
 """Seconds that a connection must last for the next one to be tried at once."""
 _MEANWHILE: Final = (
     "Running containers keep their connections; new ones are announced once the store is back. If this "
-    "lasts: the store's port (TCP 2389, or PYOVERLAY_STORE_PORT) must be open between all nodes, the plugin "
-    "enabled on every manager, and every host's clock right: certificates expire"
+    "lasts, check that the store's port (TCP 2389, or PYOVERLAY_STORE_PORT) is open between all nodes, that "
+    "the plugin is enabled on every manager, and that every host's clock is right, as certificates expire"
 )
 
 
 class EtcdReader:
-    """Keeps the exchange's link and ledger, and tells the user of every new view."""
+    """Maintains the exchange's link and ledger, and passes on every new view."""
 
     def __init__(
         self, exchange: Exchange, endpoints: Callable[[], Sequence[str]], sessions: Sessions
@@ -59,11 +59,11 @@ class EtcdReader:
         self.thread.start()
 
     def _turn(self) -> float:
-        """Be connected for as long as that works; return how long to wait before the next attempt."""
+        """Stay connected for as long as that works; return how long to wait before the next attempt."""
         since = time.monotonic()
         try:
             connected = self._try_members()
-        except Exception:  # what nobody reads on is frozen
+        except Exception:  # a view that is no longer read is frozen
             self._freeze()
             raise
         steady = connected and time.monotonic() - since > _STEADY
@@ -71,7 +71,7 @@ class EtcdReader:
         return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
     def _try_members(self) -> bool:
-        """Try every member once, until one has served us; tell whether one has."""
+        """Try every member once, until one has served us; return whether one has."""
         urls = self._endpoints()
         if not urls:
             self._complain("no manager of the Swarm is known yet")
@@ -113,7 +113,7 @@ class EtcdReader:
         self._tell()
 
     def _serve(self, client: EtcdClient, link: Link) -> None:
-        """Read and watch on one member until it fails us, which ends in an EtcdError."""
+        """Read and watch on one member until it fails, which always ends in an EtcdError."""
         while not self._exchange.stopping:
             with self._exchange.changed:
                 ledger = self._exchange.ledger
@@ -136,7 +136,7 @@ class EtcdReader:
     def _follow(self, client: EtcdClient, link: Link, watch: Watch, scopes: Sequence[Scope]) -> None:
         """Read *scopes* and take in their changes until the connection ends or is interrupted.
 
-        The watch is there before the first record is read, so that nothing is between the two.
+        The watch exists before the first record is read, so that no change is missed between the two.
         """
         with self._exchange.changed:
             link.watch = watch
@@ -157,10 +157,10 @@ class EtcdReader:
             self._exchange.changed.notify_all()
 
     def _catch_up(self, client: EtcdClient, link: Link, scopes: Sequence[Scope]) -> None:
-        """Read *scopes*: whole, or what has changed where they were read over this link before."""
+        """Read *scopes*: in full, or only the changes where they were read over this link before."""
         snapshot = client.read_prefixes({scope: link.since.get(scope, 0) for scope in scopes})
         torn = [scope for scope in scopes if not self._take_snapshot(link, snapshot, scope)]
-        if torn:  # keys are gone, and only a whole reading tells which
+        if torn:  # keys are gone, and only a full read tells which
             snapshot = client.read_prefixes(dict.fromkeys(torn, 0))
             for scope in torn:
                 del link.since[scope]
@@ -184,17 +184,17 @@ class EtcdReader:
             return True
 
     def _check_store(self, link: Link, snapshot: Snapshot) -> None:
-        """Notice a store that is another one: its id differs, or time has gone backwards in it."""
+        """Notice that the store was replaced: its id differs, or its revision went back."""
         if snapshot.cluster != self._cluster or snapshot.revision < self._revision:
             if link.since:
-                raise EtcdError(f"{link.url}: it is another store now")
+                raise EtcdError(f"{link.url}: the store was replaced")
             self._cluster = snapshot.cluster
             self._exchange.ledger.restart()
             self._exchange.lease = 0
         self._revision = snapshot.revision
 
     def _has_more_to_follow(self, link: Link) -> bool:
-        """Tell whether the watch is to be opened anew; raise EtcdError when the link is given up."""
+        """Tell whether the watch must be reopened; raise EtcdError when the link is given up."""
         with self._exchange.changed:
             if link.broken:
                 raise EtcdError(link.broken)
@@ -223,7 +223,7 @@ class EtcdReader:
             self._exchange.changed.notify_all()
 
     def _tell(self) -> None:
-        """Give the user the view, if it is another one."""
+        """Pass on the view, if it has changed."""
         exchange = self._exchange
         with exchange.changed:
             view = exchange.ledger.view(exchange.link is not None)
@@ -231,7 +231,7 @@ class EtcdReader:
                 return
         try:
             self._on_view(view)
-        except Exception as error:  # whoever uses the views must not end them
+        except Exception as error:  # a failing user of the views must not stop them
             self.thread.failed(error)
         with exchange.changed:
             exchange.told = view

@@ -1,7 +1,7 @@
 """HTTP sessions to the store: TCP settings that notice a dead peer, and mutual TLS.
 
 The key of a Swarm node carries header lines (``kek-version``, ``raft-dek``) that Go skips and
-OpenSSL refuses. They are taken out in memory: a private key of the engine's is never written
+OpenSSL refuses. They are removed in memory: a private key of the engine's is never written
 to a disk, nor to a path that another process could open.
 """
 
@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 
 from driver.wish.errors import StoreUnavailable
 
-#: A peer that has vanished is noticed by the kernel within four seconds, without a byte of
+#: The kernel notices a vanished peer within four seconds, without any traffic of
 #: ours: probes after one idle second, and an end when nothing was acknowledged for that long.
 _TCP_OPTIONS: Final[list[tuple[int, int, int | bytes]]] = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -40,7 +40,7 @@ class Sessions(Protocol):
     """Makes HTTP sessions, one per thread that needs one."""
 
     def version(self) -> object:
-        """Return a value that is another one once the credentials have changed."""
+        """Return a value that changes with the credentials."""
 
     def session(self) -> requests.Session:
         """Return a new session; raise StoreUnavailable when the credentials cannot be used."""
@@ -60,18 +60,18 @@ class PlainSessions:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Where the PEM files of one identity are, and what the server must call itself."""
+    """Where the PEM files of one identity are, and which name the server must prove."""
 
     ca: Path
     certificate: Path | None = None
     key: Path | None = None
     server_name: str | None = None
     """The name that the server's certificate must bear; None: the host of the URL."""
-    way_out: str = "check the files that the settings name"
+    remedy: str = "check the files named in the settings"
     """What the user can do, for the error message."""
 
     def files(self) -> list[Path]:
-        """Return the files that there are to be."""
+        """Return the files that must exist."""
         return [path for path in (self.ca, self.certificate, self.key) if path is not None]
 
 
@@ -86,12 +86,12 @@ class TlsSessions:
         return tuple(_stamp(path) for path in self._credentials.files())
 
     def session(self) -> requests.Session:
-        """Return a session that trusts the one CA only; raise StoreUnavailable when a file is unfit."""
+        """Return a session that trusts only the one CA; raise StoreUnavailable when a file is unusable."""
         return _session(_Adapter(tls_context(self._credentials), self._credentials.server_name))
 
 
 def tls_context(credentials: Credentials) -> ssl.SSLContext:
-    """Build the client's side of mutual TLS; raise StoreUnavailable naming the file and the way out."""
+    """Build the client's side of mutual TLS; raise StoreUnavailable naming the file and the remedy."""
     ca = _read(credentials, credentials.ca)
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -105,7 +105,7 @@ def tls_context(credentials: Credentials) -> ssl.SSLContext:
     except (ssl.SSLError, ValueError) as error:
         files = ", ".join(str(path) for path in credentials.files())
         raise StoreUnavailable(
-            f"{files}: not usable as certificates ({error}): {credentials.way_out}"
+            f"{files}: not usable as certificates ({error}): {credentials.remedy}"
         ) from None
     return context
 
@@ -115,20 +115,20 @@ def _read(credentials: Credentials, path: Path) -> str:
         return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a PEM file"
-        raise StoreUnavailable(f"{path} cannot be read ({reason}): {credentials.way_out}") from None
+        raise StoreUnavailable(f"{path} cannot be read ({reason}): {credentials.remedy}") from None
 
 
 def _bare_key(credentials: Credentials, path: Path) -> str:
     """Return the key without PEM headers (RFC 1421 section 4.4), which modern OpenSSL does not read."""
     text = _read(credentials, path)
     if "ENCRYPTED" in text:
-        raise StoreUnavailable(f"{path} is encrypted: {credentials.way_out}")
+        raise StoreUnavailable(f"{path} is encrypted: {credentials.remedy}")
     return "".join(f"{line}\n" for line in text.splitlines() if line.strip() and ":" not in line)
 
 
 @contextmanager
 def _memory_file(text: str) -> Iterator[str]:
-    """Offer *text* under a path that only this process has."""
+    """Provide *text* under a path that only this process can open."""
     descriptor = os.memfd_create("pyoverlay-pem", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, text.encode())
@@ -147,7 +147,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 def _session(adapter: HTTPAdapter) -> requests.Session:
     session = requests.Session()
-    session.trust_env = False  # neither a proxy nor a .netrc of the host's is meant for the store
+    session.trust_env = False  # the host's proxy and .netrc are not meant for the store
     session.headers.update({"Accept-Encoding": "identity", "User-Agent": "pyoverlay"})
     session.mount("http://", adapter)
     session.mount("https://", adapter)
@@ -155,7 +155,7 @@ def _session(adapter: HTTPAdapter) -> requests.Session:
 
 
 class _Adapter(HTTPAdapter):
-    """Keeps to our TLS context: requests would add all public CAs to the ones it trusts."""
+    """Uses our TLS context alone: requests would add all public CAs to the ones it trusts."""
 
     def __init__(self, context: ssl.SSLContext | None = None, server_name: str | None = None) -> None:
         self._context = context

@@ -24,7 +24,7 @@ _BATCH: Final = 120
 """etcd allows 128 operations in a transaction, conditions of nested ones included."""
 _BEATS: Final = 5
 """Heartbeats per lease: at 15 s one every 3 s, so that with the time-out of a request (2 s) a
-member that hangs, though its kernel goes on answering for it, is given up within 5 s."""
+member that hangs, though its kernel still answers for it, is given up within 5 s."""
 _TIDY_SECONDS: Final = 60.0
 _REFUSED_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 3600
@@ -37,7 +37,7 @@ class EtcdWriter:
         self._exchange = exchange
         self._sessions = sessions
         self._ttl = lease_ttl
-        # Not all hosts at once: who comes first has done it for all.
+        # Not all hosts at once: the first one does it for all.
         self._orphans = OrphanWatch(orphan_grace * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
         self._tidy_every = min(_TIDY_SECONDS, orphan_grace / 2)
         self._tidy_at = 0.0
@@ -49,10 +49,10 @@ class EtcdWriter:
         self.thread = Supervised("store-writer", self._turn, at_end=self._disconnect)
 
     def pause(self, link: Link) -> None:
-        """Have our node record outlive this process by an hour; called once our thread has ended.
+        """Make our node record outlive this process by an hour; called once our thread has ended.
 
-        Containers go on while the plugin is upgraded, and their host must not be taken for dead
-        meanwhile. Who claims one of our addresses gets it all the same.
+        Containers keep running while the plugin is upgraded, and their host must not be taken for dead
+        in that time. A host that claims one of our addresses gets it all the same.
         """
         with self._exchange.changed:
             lease, record = self._exchange.lease, self._exchange.ledger.node_record()
@@ -65,10 +65,10 @@ class EtcdWriter:
                 client.revoke(lease)
             client.close()
         except (EtcdError, StoreUnavailable) as error:
-            log.info("the node record is left to its lease: %s", error)
+            log.info("cannot extend the node record, which expires with its lease: %s", error)
 
     def revoke(self) -> None:
-        """End the lease, from another thread; what cannot be done is left to its end."""
+        """Revoke the lease, from another thread; when that fails, it expires by itself."""
         with self._exchange.changed:
             link, lease = self._exchange.link, self._exchange.lease
             self._exchange.lease = 0
@@ -79,7 +79,7 @@ class EtcdWriter:
             client.revoke(lease)
             client.close()
         except (EtcdError, StoreUnavailable) as error:
-            log.info("the lease is left to run out: %s", error)
+            log.info("cannot revoke the lease, which expires by itself: %s", error)
 
     def _turn(self) -> float:
         """Wait for something to do, and do it."""
@@ -89,14 +89,14 @@ class EtcdWriter:
         try:
             self._work(link, self._connected(link))
         except LeaseLost as error:
-            log.warning("%s: a new one is taken", error)
+            log.warning("%s: taking a new one", error)
             self._set_lease(0)
         except Refused as error:
             self._refused(str(error))
         except (EtcdError, StoreUnavailable) as error:
             self._exchange.fail(link, str(error))
         except Exception:
-            self._exchange.fail(link, "writing to it failed, see the error in this log")
+            self._exchange.fail(link, "writing to it failed: the error is in this log")
             raise
         return 0.0
 
@@ -159,7 +159,7 @@ class EtcdWriter:
 
     def _answered(self, link: Link, claims: Sequence[Claim], done: Sequence[bool], revision: int) -> None:
         with self._exchange.changed:
-            if self._exchange.link is link:  # else it was the answer of a store that may be gone
+            if self._exchange.link is link:  # else the answer came from a store that may be gone
                 for claim, held in zip(claims, done, strict=True):
                     self._exchange.ledger.answered(claim, held, revision)
                 self._exchange.changed.notify_all()
@@ -171,7 +171,7 @@ class EtcdWriter:
                 self._exchange.changed.notify_all()
 
     def _beat(self, link: Link, client: EtcdClient, lease: int) -> None:
-        """Show that we live, see that the member does, and look after slow matters."""
+        """Show that we are alive, check that the member is, and do the slow housekeeping."""
         if self._sessions.version() != link.version:
             raise EtcdError("the certificates were renewed")
         if lease:
@@ -190,7 +190,7 @@ class EtcdWriter:
             self._exchange.changed.notify_all()
 
     def _refused(self, reason: str) -> None:
-        """Try again later; the reading half is not concerned."""
+        """Try again later; the reading half is not affected."""
         if reason != self._refusal:
             log.error("the store refuses our records: %s", reason)
         self._refusal = reason
@@ -203,4 +203,4 @@ class EtcdWriter:
             entries = [Entry(endpoint_key(r.network, r.address), encode_endpoint(r), 0) for r in records]
             for first in range(0, len(entries), _BATCH):
                 removed = client.remove_orphans(entries[first : first + _BATCH], node_key(node))
-                log.info("removed %d records of node %s, which has been away for long", removed, node)
+                log.info("removed %d records of node %s, which has been away for a long time", removed, node)

@@ -2,7 +2,7 @@
 
 Nothing here remembers what was *sent*: only what the store said, either in answer to us or
 by itself, each as of a revision. So an answer that never came, a store that lost records
-and a store that is new need no cases of their own.
+and a new store need no special cases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from driver.wish.values import NodeId
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Write *value*. With *if_absent* only where nothing is: to put a lost record back takes
+    """Write *value*. With *if_absent* only where there is none: restoring a lost record takes
     nothing from a host that has claimed the address since.
     """
 
@@ -45,13 +45,13 @@ class Claims:
         self._node = node
         self._wanted: Mapping[str, str] | None = None
         self._held: dict[str, str] = {}
-        """Ours in the store, as it said last."""
+        """Ours in the store, according to its last word."""
         self._yielded: set[str] = set()
         """Wanted, but another host's claim came after ours."""
         self._fresh: set[str] = set()
-        """Wanted, and not yet put on this store: these are written over whatever is there."""
+        """Wanted, and not yet written to this store: these replace whatever is there."""
         self._revision: dict[str, int] = {}
-        """As of when the store spoke of a key that is wanted or held."""
+        """The revision of the store's last word on a key that is wanted or held."""
         self._todo: dict[str, Claim] = {}
 
     def set_wanted(self, records: Mapping[str, str]) -> None:
@@ -88,7 +88,7 @@ class Claims:
             self._review(claim.key)
 
     def seen(self, entries: Iterable[Entry]) -> None:
-        """Take in what the store said by itself, of any keys."""
+        """Take in what the store reported by itself, about any keys."""
         for entry in entries:
             ours = entry.value is not None and self._is_ours(entry.key, entry.value)
             if ours or self._is_wanted(entry.key) or entry.key in self._held:
@@ -102,9 +102,9 @@ class Claims:
         self.seen(Entry(key, None, revision) for key in ours - there)
 
     def restart(self, *, insist: bool = True) -> None:
-        """Begin with a store that is new: who held a key claims it again, who had yielded has not.
+        """Begin with a new store: what we held we claim again; what we had left to another host we do not.
 
-        Who does not *insist* puts it only where nothing is.
+        Without *insist* a key is written only where there is none.
         """
         lost = list(self._held)
         if insist:
@@ -118,7 +118,7 @@ class Claims:
         return self._wanted is not None and key in self._wanted
 
     def _is_ours(self, key: str, value: str) -> bool:
-        if self._node not in value and self._node not in key:  # spares reading all the others' once more
+        if self._node not in value and self._node not in key:  # spares reading all other records again
             return False
         try:
             return owner_of(key, value) == self._node
@@ -126,7 +126,7 @@ class Claims:
             return False
 
     def _told(self, key: str, value: str | None, revision: int, ours: bool) -> None:
-        """Note that the store has *value* under *key*; what it says of an earlier revision is old news."""
+        """Note that the store has *value* under *key*; an earlier revision is ignored."""
         if revision < self._revision.get(key, 0):
             return
         self._revision[key] = revision

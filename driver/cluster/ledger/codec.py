@@ -3,9 +3,9 @@
 ::
 
     /pyoverlay/v1/nodes/<node>                    under the node's lease
-    /pyoverlay/v1/endpoints/<network>/<address>   without one: a hiccup of a lease removes nobody
+    /pyoverlay/v1/endpoints/<network>/<address>   without one: a lease lost for a moment removes nobody
     /pyoverlay/v1/services/<network>/<node>/<vip> what a Swarm leader knows, without a lease
-    /pyoverlay/v1/services/<network>/leader       whose services count: put once all of them are there
+    /pyoverlay/v1/services/<network>/leader       whose services count: written after all of them
 
 Values are JSON objects. A reader ignores fields that it does not know, so a newer host
 may add some; a change that an older reader would get wrong needs a new version in the key.
@@ -26,7 +26,7 @@ from driver.wish.values import Address, EndpointId, NetworkId, NodeId, parse_id,
 ROOT: Final = "/pyoverlay/v1/"
 
 Scope = NewType("Scope", str)
-"""A part of the store that is read and watched as a whole: what its keys begin with."""
+"""A part of the store that is read and watched as a whole: the prefix of its keys."""
 
 NODES: Final = Scope(ROOT + "nodes/")
 _ENDPOINTS: Final = ROOT + "endpoints/"
@@ -95,11 +95,11 @@ def scope_of(key: str) -> Scope:
 
 @lru_cache(maxsize=16)
 def address_of(key: str) -> Address:
-    """Return the address in an endpoint's key; raise Unreadable for another or a second spelling of it."""
+    """Return the address in an endpoint's key; raise Unreadable for any other or a non-canonical one."""
     text = key.rpartition("/")[2]
     try:
         packed = inet_aton(text)
-        if inet_ntoa(packed) == text:  # a tenth of the time, for nearly all that there are
+        if inet_ntoa(packed) == text:  # a tenth of the time, and right for nearly all keys
             return IPv4Address(packed)
     except (OSError, ValueError):
         pass
@@ -108,7 +108,7 @@ def address_of(key: str) -> Address:
     except ValueError as error:
         raise Unreadable(f"{key}: {error}") from None
     if str(address) != text:
-        raise Unreadable(f"{key}: the address is written {address}")
+        raise Unreadable(f"{key}: the address must be written {address}")
     return address
 
 
@@ -160,7 +160,7 @@ def decode_endpoint(key: str, value: str) -> EndpointRecord:
 
 @lru_cache(maxsize=4096)
 def _shared_id(field: str, text: str) -> str:
-    """Parse an id that thousands of records have: they share one text."""
+    """Parse an id that thousands of records have: they share one string."""
     return parse_id(field, text)
 
 
@@ -191,7 +191,7 @@ def decode_leader(key: str, value: str) -> NodeId:
 
 
 def owner_of(key: str, value: str) -> NodeId:
-    """Return the node that has written a record of a network; raise Unreadable when none can be told."""
+    """Return the node that wrote a record of a network; raise Unreadable when that is unknown."""
     if is_leader_key(key):
         return decode_leader(key, value)
     if key.startswith(_SERVICES):

@@ -1,4 +1,4 @@
-"""One node's dealings with a store: what it has to say, what it was told, what is left to do. Pure.
+"""One node's dealings with a store: what it publishes, what it was told, what is left to do. Pure.
 
 The back ends differ in how they reach a store; what they say to it and conclude from its
 answers is here, once.
@@ -48,7 +48,7 @@ class Ledger:
         self._offer: Offer | None = None
         self._lines: dict[EndpointRecord, tuple[str, str]] = {}
         self._scopes: frozenset[Scope] = frozenset()
-        """Of the publication: those to follow, and those of its records."""
+        """The publication's networks: those to follow, and those of its records."""
         self._node_key = node_key(node)
         self._node_entry = Entry(self._node_key, None, 0)
         self._node_lease: int | None = None
@@ -78,14 +78,14 @@ class Ledger:
         return self.followed() - self.table.known
 
     def view(self, connected: bool) -> View:
-        """Return what the user of the back end is to know."""
+        """Return the view for the user of the back end."""
         return self.table.view(connected, self._publication.networks)
 
     def restart(self) -> None:
-        """Begin with a store that is new; what was known of the old one is kept to be compared."""
+        """Begin with a new store; what was known of the old one is kept for comparison."""
         self._claims.restart()
         self._services.restart()
-        self._leads.restart(insist=False)  # this may be the store of a leader that has come after us
+        self._leads.restart(insist=False)  # this may be the store of a leader elected after us
         self._node_entry = Entry(self._node_key, None, 0)
         self._node_lease = None
 
@@ -112,9 +112,9 @@ class Ledger:
                 self._kind_of(entry.key).seen([entry])
 
     def pending(self, limit: int) -> list[Claim]:
-        """Return the next records to put or to withdraw.
+        """Return the next records to write or to withdraw.
 
-        What makes our services count is put when they are all there, and goes before they do.
+        The key that makes our services count is written after all of them, and removed before them.
         """
         leads = self._leads.pending(limit)
         return (
@@ -163,7 +163,7 @@ class Ledger:
         self._services.set_wanted(
             {service_key(self._node, record): encode_service(record) for record in records}
         )
-        self._leads.set_wanted({})  # who has news to tell leads, whoever has claimed so meanwhile
+        self._leads.set_wanted({})  # a host with news leads, whichever host has claimed to since
         self._leads.set_wanted({leader_key(network): encode_leader(self._node) for network in offer})
 
     def _kind_of(self, key: str) -> Claims:
@@ -176,14 +176,14 @@ class Ledger:
         return None if node is None else encode_node(node)
 
     def _told_node(self, entry: Entry) -> None:
-        """Keep what the store says of our own node record."""
+        """Keep what the store says about our own node record."""
         if entry.revision < self._node_entry.revision:
             return
         if entry.value is None:
             self._node_lease = None
         elif self._node_lease is not None and entry.value not in (self._node_entry.value, self._node_value()):
-            # Were it put again, two hosts with one identity would write for ever.
-            log.error("%s was overwritten by another host: do two hosts have one state folder?", entry.key)
+            # If it were written again, two hosts with one identity would overwrite each other for ever.
+            log.error("%s was overwritten by another host: do two hosts share one state folder?", entry.key)
             return
         self._node_entry = entry
 

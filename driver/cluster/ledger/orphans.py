@@ -1,7 +1,7 @@
-"""Records whose host has been away for very long: found here, removed from the store by any host. Pure.
+"""Records whose host has been away for very long: found here, and removed from the store by any host. Pure.
 
-Only the store is tidied by this. When a host stops *forwarding* to another one is decided
-elsewhere, and much earlier.
+This only tidies the store. When to stop *forwarding* to a host is decided elsewhere, and
+much earlier.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class OrphanWatch:
     def due(self, view: View, now: float) -> Orphans:
         """Return the records of hosts away for longer than the grace, by host.
 
-        While more hosts are away than there, none are returned: then it is more likely
-        that something is wrong with us or with the store.
+        While more hosts are away than present, none are returned: then the fault is more
+        likely ours or the store's.
         """
         absent: dict[NodeId, list[EndpointRecord]] = {}
         for rows in view.endpoints.values():

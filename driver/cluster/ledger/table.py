@@ -1,7 +1,7 @@
 """What the store holds for us, kept as the maps of a View. Pure but for the log.
 
 A map that has been handed out is never changed: a change replaces the map of the one
-network that it concerns, so that a reader can tell by identity what is as it was.
+network that it concerns, so that a reader can tell by identity what has not changed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Table:
         self._parts.setdefault(scope, _part_of(scope)).load(list(entries))
 
     def forget(self, scope: Scope) -> None:
-        """Drop what is not followed any more."""
+        """Drop what is no longer followed."""
         self._parts.pop(scope, None)
         if is_services(scope):
             self._services.pop(network_of(scope), None)
@@ -92,7 +92,7 @@ class Table:
                 self._parts[scope].take_in(some)
 
     def _services_in(self, network: NetworkId) -> Mapping[Address, ServiceRecord] | None:
-        """Return what the network's leader says; None while nobody has said all that there is."""
+        """Return what the network's leader says; None until one has published everything."""
         part = self._parts.get(services_of(network))
         if part is None or not isinstance(leader := part.rows.get(leader_key(network)), str):
             return None
@@ -111,7 +111,7 @@ class _Part(Generic[K, R]):
     def __init__(self, name: Callable[[str], K], decode: Callable[[str, str], R]) -> None:
         self.rows: MappingProxyType[K, R] = MappingProxyType({})
         self.refused: set[str] = set()
-        """The keys whose records cannot be read: each is logged when it becomes so."""
+        """The keys whose records cannot be read: each is logged once."""
         self._name = name
         self._decode = decode
 
@@ -128,6 +128,7 @@ class _Part(Generic[K, R]):
         self.rows = MappingProxyType(rows)
 
     def _write(self, rows: dict[K, R], entries: Iterable[Entry]) -> None:
+        """Drop a row whose record became unreadable: the old value may be wrong, and no other row suffers."""
         for entry in entries:
             try:
                 key = self._name(entry.key)
