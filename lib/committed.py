@@ -9,10 +9,10 @@ Why this is right. *V* is the value that everybody sees, *G* the group of change
 queue behind it. All three change under the lock only, which nobody holds while the disk works.
 
 * One order. V becomes another value in two ways: the step of a change that goes ahead is applied to
-  it, or the steps of G in turn. What G makes of V is computed when the write begins, and again whenever a
+  it, or the steps of G in turn. G's outcome on V is computed when the write begins, and again whenever a
   change goes ahead of it. So every value ever seen comes from the first one by the steps so far, each
   applied to the result of those before it.
-* On disk at return. What is being written is the durable part of what G makes of V. It stays that for as
+* On disk at return. What is being written is the durable part of G's outcome on V. It stays that for as
   long as the write takes: a change goes ahead only when G applied after it has the same durable part.
 * What the disk refuses has never happened. V is as it was; G is applied to it again without the changes that
   had to last. Those that failed only because of a refused one now succeed or are refused themselves. Those
@@ -65,7 +65,7 @@ class _Change(Generic[S]):
 
 
 class _Outcome(NamedTuple, Generic[S]):
-    """What some changes turn a value into, and an answer for each."""
+    """The value that some changes lead to, and an answer for each."""
 
     value: S
     answers: Sequence[_Answer]
@@ -84,7 +84,7 @@ class Committed(Generic[S]):
         self._group: list[_Change[S]] = []
         """Empty while nobody writes."""
         self._next = _Outcome(value, ())
-        """What the group makes of the current value."""
+        """The group's outcome on the current value."""
 
     def snapshot(self) -> tuple[S, int]:
         """Return the value and its revision, which grows with every change."""
@@ -131,7 +131,7 @@ class Committed(Generic[S]):
         return None if outcome.answers[0].error or self._differ(outcome.value, value) else outcome
 
     def _commit(self) -> None:
-        """Make the queue the group, save what it turns the value into, and publish that."""
+        """Make the queue the group, save its outcome, and publish that."""
         self._group, self._queue = self._queue, []
         self._next = self._apply(self._group, self._current[0])
         if self._differ(self._next.value, self._current[0]) and (refusal := self._write(self._next.value)):

@@ -14,7 +14,7 @@ A turn of the thread goes through four steps:
 1. Wake: clear the wake-up, before anything can fail. What comes from here on wakes the thread again.
 2. Survey: if the wish has changed, find the items whose part of it has.
 3. Attend to one item, the one that has been due for longest. So nobody waits for more than one item's work
-   before the thread looks again who is in a hurry.
+   before the thread looks for anything urgent.
 4. Rest: when nothing but audits is due, take the kernel's news, and wait until something is due. Then settle
    for a moment: changes come in bursts.
 
