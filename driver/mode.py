@@ -34,7 +34,7 @@ class Mode(Protocol):
     """What the host has done when the mode does not last."""
 
     def lasts(self) -> bool:
-        """Tell whether this is still the right mode; if not, the process must start anew."""
+        """Tell whether this is still the right mode; if not, the process must be restarted."""
 
     def check_maker(self, state: State, network: NetworkId) -> None:
         """Raise Unsupported for a network that its maker should not have made."""

@@ -67,7 +67,7 @@ class _Change(Generic[S]):
 
 
 class _Outcome(NamedTuple, Generic[S]):
-    """What some changes turn a value into, and an answer for each."""
+    """The value that some changes lead to, and an answer for each."""
 
     value: S
     answers: Sequence[_Answer]
@@ -86,7 +86,7 @@ class Committed(Generic[S]):
         self._group: list[_Change[S]] = []
         """Empty while nobody writes."""
         self._next = _Outcome(value, ())
-        """What the group makes of the current value."""
+        """The group's outcome on the current value."""
 
     def snapshot(self) -> tuple[S, int]:
         """Return the value and its revision, which grows with every change."""
@@ -132,7 +132,7 @@ class Committed(Generic[S]):
         return None if outcome.answers[0].error or self._differ(outcome.value, value) else outcome
 
     def _commit(self) -> None:
-        """Make the queue the group, save what it turns the value into, and publish that."""
+        """Make the queue the group, save its outcome, and publish that."""
         self._group, self._queue = self._queue, []
         self._next = self._apply(self._group, self._current[0])
         if self._differ(self._next.value, self._current[0]) and (refusal := self._write(self._next.value)):

@@ -121,7 +121,7 @@ def pack(body: object, version: int) -> bytes:
 
 
 def unpack(data: bytes, version: int, decode: Callable[[Any], T]) -> T:
-    """Return what *decode* makes of the body that `pack` was given.
+    """Return what *decode* returns for the body that `pack` was given.
 
     Raises ValueError with a clause that says what is wrong with the file.
     """

@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 def null_is(empty: Callable[[], object]) -> BeforeValidator:
-    """Read JSON's null, which is what Go's encoder makes of a nil map, slice or pointer, as empty."""
+    """Read JSON's null, which Go's encoder writes for a nil map, slice or pointer, as empty."""
     return BeforeValidator(lambda value: empty() if value is None else value)
 
 

@@ -1,4 +1,4 @@
-"""The kernel of this host: what may be asked of it, and how it is done.
+"""The kernel of this host: what may be asked of it, and how that is done.
 
 Belongs here: the kinds of kernel objects, the Protocols that the reconcilers see, and the real kernel behind
 them: namespaces, netlink, BPF, nftables.
@@ -6,7 +6,7 @@ them: namespaces, netlink, BPF, nftables.
 Stays out: what should be there. Nothing here knows the wish, only single objects that somebody wants.
 
 A reviewer checks: what does not bear our mark is never touched; one object's failure never stops the others;
-an object that is read compares equal to the one that was set.
+an object that is read back compares equal to the one that was set.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Kernel(Protocol):
     def read_place(self, place: str, rows: Collection[Row] | None = None) -> KernelState:
         """Everything of ours in *place*, a namespace by its name or HOST; empty when it does not exist.
 
-        With *rows*, of the rows only those that have one of their keys. Raises KernelError when the
-        kernel cannot be read, or has no way to read single rows (Linux before 5.0).
+        With *rows*, only those rows that have one of their keys. Raises KernelError when the kernel cannot
+        be read, or cannot read single rows (Linux before 5.0).
         """
 
     def container_ends(self) -> Collection[str]:
@@ -58,11 +58,11 @@ class Kernel(Protocol):
         """The device that has *vtep* (or the default route, for None); None when there is none."""
 
     def await_news(self, timeout: float, wake: int) -> Collection[str]:
-        """Wait until the kernel has news, *wake* (a descriptor) is readable or *timeout* seconds are over.
+        """Wait until the kernel has news, *wake* (a descriptor) is readable or *timeout* seconds have passed.
 
         Returns the namespaces that a read may now show to be different from what the last one
-        showed, and HOST when the underlay may be. Each change is told once. What apply did is no
-        news after a read of it that follows; nor is what is not ours, nor what containers' traffic does.
+        showed, and HOST when the underlay may be. Each change is reported once. What apply did is
+        no news once it has been read; nor is what is not ours, nor what containers' traffic does.
         """
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Kernel(Protocol):
 
 
 class Sandboxes(Protocol):
-    """What the balancing needs of a kernel: our tables in containers' own namespaces. One thread calls it."""
+    """What balancers need of a kernel: our tables in containers' own namespaces. One thread calls it."""
 
     def read_sandbox(self, sandbox: str) -> KernelState:
         """Every balancer of ours in *sandbox*; empty when that does not exist (yet, or any more).
@@ -81,14 +81,14 @@ class Sandboxes(Protocol):
     def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
         """Carry out *ops* on balancers, each whole or not at all; one failure never stops the others.
 
-        They must follow from what the last `read` of their sandboxes showed: ERESTART when somebody was
-        quicker. ENOENT for a Set where there is no such sandbox. A Delete there succeeds.
+        They must follow from what the last `read` of their sandboxes showed: ERESTART when somebody changed
+        it since. ENOENT for a Set in a sandbox that does not exist; a Delete there succeeds.
         """
 
     def await_news(self, timeout: float, wake: int) -> bool:
-        """Wait until *wake* (a descriptor) is readable or *timeout* seconds are over.
+        """Wait until *wake* (a descriptor) is readable or *timeout* seconds have passed.
 
-        Also until a namespace may have come or gone: then it returns True.
+        Also ends when a namespace may have come or gone: then it returns True.
         """
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""BPF with labels: a jump names the place where it goes on, and the steps between are counted here.
+"""BPF with labels: a jump names its target, and the steps in between are counted here.
 
 Sockets filter with the classic dialect (linux/filter.h), tc with the extended one (linux/bpf.h). Their steps
 have other fields, and most of their operations the same numbers (linux/bpf_common.h).
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 Step = tuple[int | str, ...]
-"""The fields of one step; a string among them is the label of the step to go on with."""
+"""The fields of one step; a string among them is the label of the step to jump to."""
 Line = Step | str
 """A step, or the label of the step that follows."""
 
@@ -20,21 +20,21 @@ CLASSIC: Final = struct.Struct("=HBBI")
 EXTENDED: Final = struct.Struct("=BBhi")
 """Operation, registers (the one written to is the lower half), offset, operand."""
 
-# Classes, and sizes and modes of loads and stores
+# Classes, and sizes and modes of memory access
 BPF_LD, BPF_LDX, BPF_STX, BPF_ALU, BPF_JMP, BPF_RET, BPF_ALU64 = 0x00, 0x01, 0x03, 0x04, 0x05, 0x06, 0x07
 BPF_W, BPF_H, BPF_B, BPF_DW = 0x00, 0x08, 0x10, 0x18
 BPF_IMM, BPF_ABS, BPF_MEM = 0x00, 0x20, 0x60
 # Operations
 BPF_ADD, BPF_OR, BPF_AND, BPF_LSH, BPF_RSH, BPF_MOV, BPF_END = 0x00, 0x40, 0x50, 0x60, 0x70, 0xB0, 0xD0
 BPF_JA, BPF_JEQ, BPF_JGT, BPF_JSET, BPF_JNE, BPF_CALL, BPF_EXIT = 0x00, 0x10, 0x20, 0x40, 0x50, 0x80, 0x90
-# Whether the other operand is a number or a register, and the order of bytes to turn to
+# Whether the other operand is a number or a register, and the byte order to convert to
 BPF_K, BPF_X, BPF_TO_BE = 0x00, 0x08, 0x08
 
 
 def assemble(layout: struct.Struct, lines: Iterable[Line]) -> bytes:
     """Pack a program.
 
-    Raises KeyError for a label that is nowhere, struct.error for a jump too long for its field.
+    Raises KeyError for an undefined label, struct.error for a jump too long for its field.
     """
     steps: list[Step] = []
     places: dict[str, int] = {}

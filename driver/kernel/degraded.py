@@ -1,4 +1,4 @@
-"""What works less well on this kernel than it could: told once, not by each of a thousand sockets."""
+"""What works less well on this kernel than it could: logged once, not by each of a thousand sockets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def degraded(consequence: str, cause: OSError) -> None:
-    """Warn, once in a process, of a *consequence* that the operator may notice."""
+    """Warn, once per process, of a *consequence* that the operator may notice."""
     _warn(f"{consequence}; the kernel said: {cause.strerror}")
 
 

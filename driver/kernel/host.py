@@ -1,7 +1,7 @@
-"""The real kernel of this host: the Kernel of the Protocol, by way of the kinds.
+"""The real kernel of this host: implements the Protocol by way of the kinds.
 
-pyroute2 spells the messages that are few and intricate (`netlink.messages`); struct does those that are
-many (`netlink.rows`), read all the time (`netlink.links`) or come unasked (`netlink.events`).
+pyroute2 builds the messages that are few and intricate (`netlink.messages`); struct handles those that are
+many (`netlink.rows`), read all the time (`netlink.links`) or unsolicited (`netlink.events`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 class NetlinkKernel:
     """The kernel of this host; "the host" is the network namespace of the thread that makes it.
 
-    Namespaces are pinned in *netns_dir*, which is made when the first one is. Meant for one
-    thread, but indifferent to which.
+    Namespaces are pinned in *netns_dir*, which is created with the first one. For one thread at a
+    time, whichever that is.
     """
 
     def __init__(self, netns_dir: Path = Path("/run/netns")) -> None:
         self._spaces = Spaces(netns_dir)
         self._host_listener = HostListener.here()
-        # Polled, not read: it tells when anything is mounted or unmounted (proc_pid_mountinfo(5)).
+        # Polled, not read: it reports that something was mounted or unmounted (proc_pid_mountinfo(5)).
         self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class NetlinkKernel:
         self._host_listener.close()
 
     def has_shortcuts(self) -> bool:
-        """Whether this kernel has shortcuts past the bridge: tried where nobody is."""
+        """Whether this kernel has shortcuts past the bridge: tried in a namespace without traffic."""
         try:
             filters.try_out()
         except OSError as failure:
@@ -66,8 +66,8 @@ class NetlinkKernel:
     def read_place(self, place: str, rows: Collection[Row] | None = None) -> KernelState:
         """Everything of ours in *place*; empty when it does not exist. See the Protocol.
 
-        What others made in it is left out. An object with a setting changed that our fields do not name is
-        not sound. Raises KernelError.
+        What others made in it is left out. An object is not sound if a setting that our fields do not name
+        was changed. Raises KernelError.
         """
         try:
             return self._read_host() if place is HOST else self._read_space(place, rows)
@@ -128,6 +128,7 @@ class NetlinkKernel:
         return kept | {descriptor for descriptor, _ in poll.poll(0 if kept else timeout * 1000)}
 
     def _read_space(self, place: str, rows: Collection[Row] | None) -> KernelState:
+        """Drop old news before reading: what changes during the read stays news, and is read again."""
         space = self._spaces.space(place)
         if space is None:
             return {}

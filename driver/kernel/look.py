@@ -1,4 +1,4 @@
-"""One look at a namespace: what its kinds are read from, asked once for all of them."""
+"""One look at a namespace: what all kinds are read from, asked for once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Look:
     pinned: bool
     """Whether others can find it."""
     devices: Mapping[int, Link]
-    """All that there are, by index."""
+    """All devices, by index."""
     rows: Collection[KernelObject] | None = None
-    """Of the rows only those at these rows' places are to be read; None: all."""
+    """Only rows at these rows' places are read; None: all."""
 
     def ours(self, kind: str) -> list[Link]:
         """Return the devices of one kind that bear our mark."""

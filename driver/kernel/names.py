@@ -1,4 +1,4 @@
-"""What kernel objects of ours are called, so that a person, and a new process, knows them. Pure."""
+"""What our kernel objects are called, so that people and a new process recognise them. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Network namespaces: make, pin, enter. The only module that calls setns, unshare and mount.
 
 A thread that changed its namespace is never used again: each such step runs in a thread of its
-own, so no other code can find itself in the wrong place (but see `visit`). libc is called through
+own, so no other code can end up in the wrong namespace (but see `visit`). libc is called through
 ctypes because os.setns and os.unshare exist from Python 3.12 on only.
 """
 
@@ -34,11 +34,11 @@ SYSCTLS = (
     # The gateways of a network's subnets route between them.
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
-    # Hosts share gateway addresses on purpose, and nobody is to announce or learn any.
+    # Hosts share gateway addresses on purpose, and none must be announced or learnt.
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/autoconf", "0"),
-    # No link-local addresses but those we give: each costs reports to every other host.
+    # Only the link-local addresses that we assign: each one costs reports to every other host.
     ("net/ipv6/conf/default/addr_gen_mode", "1"),
     # A host's strict setting is inherited, and would drop a reply that another host routed.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -72,7 +72,7 @@ def inside(namespace: int, work: Callable[[], _T]) -> _T:
 def visit(namespace: int, work: Callable[[], _T]) -> _T:
     """Do *work* in *namespace*, like `inside`, but in the calling thread, and return from there.
 
-    For a thread to which it would not matter: one for each of fifty containers takes four times as long.
+    For threads that this cannot hurt: one thread for each of fifty containers takes four times as long.
     """
     home = current()
     try:
@@ -97,7 +97,7 @@ def create() -> int:
 
 
 def prepare(namespace: int) -> None:
-    """Bring SYSCTLS and loopback of *namespace* to what they must be; raise OSError."""
+    """Apply SYSCTLS in *namespace* and set its loopback up; raise OSError."""
     inside(namespace, _prepare)
 
 
@@ -124,7 +124,7 @@ def is_pin(path: Path) -> bool:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells the namespace under *path* from all others; None when there is none."""
+    """Return the identity of the namespace under *path*; None when there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -152,6 +152,7 @@ def _prepare() -> None:
 
 
 def _apart(work: Callable[[], _T]) -> _T:
+    """Use the thread for nothing else: a thread that changed namespaces cannot be trusted to come back."""
     results: list[_T] = []
     failures: list[BaseException] = []
 

@@ -1,11 +1,11 @@
-"""What every kind of kernel object has: identity, place, parent, words for it. Pure.
+"""What every kind of kernel object has: identity, place, parent, a description. Pure.
 
 An object is an immutable value: what this host's kernel should hold, or does hold. Its key is its identity,
 by what the kernel indexes it; the other fields are its value. Equality is the comparison between wish and
 kernel, so a reader of the kernel must produce exactly the value that was set.
 
-The kinds themselves are in `kinds/`, one class each. How a freshly started process knows an object as ours,
-from the kernel alone, stands in each class.
+The kinds themselves are in `kinds/`, one class each. How a freshly started process recognises an object as
+ours, from the kernel alone, is explained in each class.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class Key(NamedTuple):
     place: str
     """The namespace: of ours by its name, the host's as HOST, a container's by its path."""
     name: str = ""
-    """The device, or what else the namespace calls it."""
+    """The device, or another name within the namespace."""
     rest: str = ""
-    """What tells it from others of that name."""
+    """What distinguishes it from others of that name."""
 
 
 class KernelObject:
     """One object; a subclass is one kind.
 
-    The properties below are what reconciling needs to know of a kind. Their defaults suit an object that
-    depends on its parent alone.
+    The properties below are what reconciling needs to know about a kind. Their defaults suit an object that
+    depends only on its parent.
     """
 
     __slots__ = ()
@@ -58,12 +58,12 @@ class KernelObject:
     is_shared: ClassVar[bool] = False
     """Whether every container of the network needs it: a Join fails without it."""
     goes_with_parent: ClassVar[bool] = False
-    """Whether deleting the parent is enough. Devices are deleted one by one: a namespace dies late."""
+    """Whether deleting the parent is enough. Devices are deleted one by one: a namespace goes late."""
     is_told: ClassVar[bool] = False
-    """Whether other hosts tell us of it: it is kept until they have told all."""
+    """Whether we know of it from other hosts: it is kept until they have reported everything."""
 
     sound: bool
-    """False when settings that the other fields do not name are not as we make them. No wish has that."""
+    """False when settings that the other fields do not name are not as we make them. Never wished for."""
 
     @property
     def key(self) -> Key:
@@ -72,32 +72,32 @@ class KernelObject:
 
     @property
     def parent(self) -> Key | None:
-        """Return what takes it with it when it goes; None when there is none of ours."""
+        """Return the object of ours whose removal removes it as well; None when there is none."""
         return None
 
     @property
     def needs(self) -> Collection[Key]:
-        """Return what it must be set again after, although that does not take it with it."""
+        """Return the objects after which it must be set again, although it survives their removal."""
         return ()
 
     @property
     def mark(self) -> str:
-        """Return by what it is known when somebody has renamed it; empty when nothing tells."""
+        """Return how to recognise it when somebody has renamed it; empty when that is impossible."""
         return ""
 
     @property
     def is_awaited(self) -> bool:
-        """Tell whether a call waits for this very object to be made."""
+        """Tell whether a call is waiting for this very object."""
         return False
 
     @property
     def can_be_made(self) -> bool:
-        """Tell whether it can be made when it is not there."""
+        """Tell whether it can be created when it does not exist."""
         return True
 
     @property
     def leads_nowhere(self) -> bool:
-        """Tell whether what it led to has ended: it goes without anybody having meddled."""
+        """Tell whether what it led to has ended: then it vanishes without anybody's interference."""
         return False
 
     @property
@@ -107,11 +107,11 @@ class KernelObject:
 
     @property
     def description(self) -> str:
-        """Return what a person would look for, and where."""
+        """Return what one would look for, and where."""
         return f"{self.label} in {self.key.place}"
 
     def differences(self, have: Any) -> Iterator[str]:
-        """Yield in words what *have*, the same object in the kernel, has otherwise."""
+        """Yield in words how *have*, the same object in the kernel, differs."""
         for name in _compared(self):
             was = getattr(have, name)
             if name == "sound" and not was:
@@ -120,13 +120,13 @@ class KernelObject:
                 yield f"{name} was {was or 'none'}"
 
     def deviation(self, have: KernelObject | None) -> str:
-        """Say in a sentence how *have*, what there was in its place, was not this object."""
+        """Say in a sentence how *have*, found in its place, was not this object."""
         if have is None:
             return f"{self.label} was gone"
         return f"{self.label}: {', '.join(self.differences(have))}"
 
     def hint(self, number: int) -> str:
-        """Return what to do when the kernel refuses it with errno *number*; empty: nothing special."""
+        """Return what to do when the kernel refuses it with errno *number*; or nothing."""
         return ""
 
 

@@ -1,4 +1,4 @@
-"""What a kernel is asked to do: set an object, or delete it. Pure."""
+"""What the kernel is asked to do: set an object, or delete it. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from driver.kernel.objects import KernelObject
 class Set:
     """Make *want* exist with exactly its values; *have* is what is there now, if anything.
 
-    *have* may bear another name: somebody renamed it, and there is no way to make it anew.
+    *have* may bear another name: somebody renamed it, and it cannot be recreated.
     """
 
     want: KernelObject

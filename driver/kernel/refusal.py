@@ -1,4 +1,4 @@
-"""What the kernel's refusals mean, for a person: the object, the kernel's words, the way out."""
+"""What the kernel's refusals mean to people: the object, the kernel's words, the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GONE = (errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH)
 """How the kernel says that an object is not there."""
 
 _CAPABILITIES = "this process needs the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN"
-_MEMORY = "the kernel is short of memory; it will be tried again"
+_MEMORY = "the kernel is short of memory; this will be tried again"
 _HINTS = {
     errno.EPERM: _CAPABILITIES,
     errno.EACCES: _CAPABILITIES,
@@ -40,7 +40,7 @@ def failed(op: Op, cause: OSError) -> KernelError:
 
 
 def failures_of(ops: Sequence[Op], results: Sequence[OSError | None]) -> dict[Key, KernelError]:
-    """Build the errors of a batch; that something to be deleted is gone is none."""
+    """Build the errors of a batch; deleting what is already gone is no error."""
     return {
         subject(op).key: failed(op, refused)
         for op, refused in zip(ops, results, strict=True)
@@ -54,7 +54,7 @@ def absent(obj: KernelObject, what: str, number: int = errno.ENODEV) -> KernelEr
 
 
 def foreign(obj: KernelObject, name: str, kind: str, place: str) -> KernelError:
-    """Build the error for a *name* that somebody else's device bears; it is never touched."""
+    """Build the error for a *name* that somebody else's device has; that device is never touched."""
     return KernelError(
         f"cannot set {obj.description}: {place} has a {kind or 'hardware'} device named {name} that is not "
         f"pyoverlay's; rename or remove it (ip link set {name} name …)",

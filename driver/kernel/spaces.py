@@ -1,4 +1,4 @@
-"""The namespaces that we work in: the host's own, and the pinned ones, each with sockets that stay open."""
+"""The namespaces that we work in: the host's own and the pinned ones, each with sockets that stay open."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Spaces:
     def names(self) -> list[str]:
         """List what is pinned and ours, or open.
 
-        Also the plain file that a process left which was killed between pinning's two steps: `drop` it.
+        Includes the plain file left by a process killed between the two steps of pinning, for `drop`.
         """
         found: list[str] = []
         with contextlib.suppress(FileNotFoundError):
@@ -56,8 +56,8 @@ class Spaces:
     def space(self, name: str) -> Space | None:
         """Return namespace *name*, None when there is none; raise OSError.
 
-        When somebody removed the pin, the namespace lives on with our sockets. When the pin is
-        another namespace now, that one counts: the sockets still work, but where nobody looks.
+        When somebody removed the pin, the namespace lives on with our sockets. When the pin now leads to
+        another namespace, that one counts: our sockets would still work, but where nobody looks.
         """
         space = self.open.get(name)
         identity = netns.identity(self._directory / name)
@@ -103,7 +103,7 @@ class Spaces:
             os.close(descriptor)
 
     def drop(self, name: str) -> None:
-        """Let namespace *name* end; one that is gone is no error. Raises OSError."""
+        """Let namespace *name* go; one that is gone is no error. Raises OSError."""
         self._forget(name)  # an open socket would keep it alive, and its VNIs busy
         netns.unpin(self._directory / name)
 

@@ -13,7 +13,6 @@ from typing import Final
 
 from driver.cluster.etcd.tls import Credentials
 
-DEFAULT_FOLDER: Final = Path("/var/lib/docker/swarm/certificates")
 MANAGER_NAME: Final = "swarm-manager"
 """A worker's certificate does not bear it, so a worker cannot pose as the store."""
 
@@ -24,8 +23,8 @@ _REMEDY: Final = (
 )
 
 
-def swarm_credentials(folder: Path = DEFAULT_FOLDER) -> Credentials:
-    """Return this node's certificates; they need not be there yet."""
+def swarm_credentials(folder: Path) -> Credentials:
+    """Return this node's certificates in *folder*; they need not be there yet."""
     return Credentials(
         ca=folder / "swarm-root-ca.crt",
         certificate=folder / "swarm-node.crt",

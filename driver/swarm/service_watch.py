@@ -130,7 +130,7 @@ class ServiceWatch:
         offer = vips.offer(networks, services, tasks)
         self._say(offer)
         if not any(offer.values()):
-            return _LONGEST  # events tell of the first service
+            return _LONGEST  # an event announces the first service
         if vips.is_settled(services, tasks) and since - self._stirred_at > _STIR:
             return min(_LONGEST, max(_AT_REST, (time.monotonic() - since) / _SHARE_AT_REST))
         return max(_SHORTEST, (time.monotonic() - since) / _SHARE)

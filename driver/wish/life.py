@@ -20,7 +20,7 @@ shown that it is alive (ADR 8)::
     receives       no        yes       yes       yes       no        no        no        no
     has a port     no        no        yes       yes       yes       no        no        no
 
-A repeated CREATE makes the record anew, and after a repeated JOIN the newer one is the one that waits.
+A repeated CREATE replaces the record, and after a repeated JOIN the newer one is the one that waits.
 An endpoint that *receives* is announced to the other hosts, which send to it, and holds its addresses. A
 *port* is the endpoint's veth pair in the kernel; one is made only while joining, and kept otherwise. The disk
 holds the phase alone: what a new process concludes from it is the event RESTART.

@@ -180,7 +180,7 @@ def test_an_outer_address_that_is_away_for_a_while_tears_nothing_down(
     attach(node, EP, "10.62.0.4")
     before = node.have()
     node.kernel.move_underlay(vtep, None)
-    assert _soon(lambda: "is on no device of this host for now" in caplog.text)
+    assert _soon(lambda: "is on no device of this host at the moment" in caplog.text)
     attach(node, EP2, "10.62.0.5")
     assert before.items() <= node.have().items()
     node.kernel.move_underlay(vtep, Underlay("bond0", 9000))

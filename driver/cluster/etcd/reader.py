@@ -167,7 +167,7 @@ class EtcdReader:
                 self._take_snapshot(link, snapshot, scope)
 
     def _take_snapshot(self, link: Link, snapshot: Snapshot, scope: Scope) -> bool:
-        """Take in what *snapshot* says of *scope*; return False when that was not enough."""
+        """Take in what *snapshot* says about *scope*; return False when that was not enough."""
         extent = snapshot.extents[scope]
         with self._exchange.changed:
             ledger = self._exchange.ledger

@@ -76,7 +76,7 @@ class Credentials:
 
 
 class TlsSessions:
-    """Sessions with mutual TLS; the files are read anew for every session."""
+    """Sessions with mutual TLS; the files are read again for every session."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials

@@ -1,4 +1,4 @@
-"""What of ours the store should hold, what it does hold, and what is to be done about it. Pure.
+"""What of ours the store should hold, what it does hold, and what must be done about it. Pure.
 
 Nothing here remembers what was *sent*: only what the store said, either in answer to us or
 by itself, each as of a revision. So an answer that never came, a store that lost records
@@ -95,7 +95,7 @@ class Claims:
                 self._told(entry.key, entry.value, entry.revision, ours)
 
     def load_scope(self, scope: Scope, entries: Collection[Entry], revision: int) -> None:
-        """Take in a whole scope as of *revision*: what of ours is not there is gone."""
+        """Take in a whole scope as of *revision*: any record of ours that is not there is gone."""
         there = {entry.key for entry in entries}
         ours = {key for key in {*(self._wanted or {}), *self._held} if key.startswith(scope)}
         self.seen(Entry(entry.key, entry.value, revision) for entry in entries)
@@ -145,7 +145,7 @@ class Claims:
         self._review(key)
 
     def _review(self, key: str) -> None:
-        """Decide what is to be done about *key*."""
+        """Decide what must be done about *key*."""
         claim = self._claim(key)
         if claim is None:
             self._todo.pop(key, None)

@@ -84,12 +84,12 @@ def is_leader_key(key: str) -> bool:
 
 
 def scope_of(key: str) -> Scope:
-    """Return the scope that *key* belongs to; raise Unreadable for a key that is none of ours."""
+    """Return the scope that *key* belongs to; raise Unreadable for a key that is not ours."""
     if key.startswith(NODES):
         return NODES
     parts = key.split("/")
     if not key.startswith((_ENDPOINTS, _SERVICES)) or len(parts) < 6:
-        raise Unreadable(f"{key} is no key of pyoverlay's")
+        raise Unreadable(f"{key} is not a pyoverlay key")
     return Scope("/".join(parts[:5]) + "/")
 
 
@@ -203,7 +203,7 @@ def speaker_of(key: str) -> NodeId:
     """Return the node that says what is in a service's record."""
     parts = key.split("/")
     if len(parts) != 7:
-        raise Unreadable(f"{key} is no key of pyoverlay's")
+        raise Unreadable(f"{key} is not a pyoverlay key")
     return NodeId(parts[5])
 
 

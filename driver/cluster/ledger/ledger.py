@@ -74,7 +74,7 @@ class Ledger:
         return self._scopes | {scope_of(key) for claims in kinds for key in claims.leftovers()}
 
     def unread(self) -> frozenset[Scope]:
-        """Return what is to be followed and has not been read yet."""
+        """Return the scopes that must be followed but have not been read yet."""
         return self.followed() - self.table.known
 
     def view(self, connected: bool) -> View:

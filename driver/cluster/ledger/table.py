@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the store says of one key: its value, or None for "nothing" (any more), as of a revision."""
+    """What the store says about one key: its value, or None for "nothing" (any more), as of a revision."""
 
     key: str
     value: str | None

@@ -1,9 +1,9 @@
-"""Forgets where connections go that can go elsewhere now (linux/netfilter/nfnetlink_conntrack.h).
+"""Forgets connections that should go elsewhere now (linux/netfilter/nfnetlink_conntrack.h).
 
 A TCP connection ends with its backend, and the next one goes elsewhere. But datagrams from the same port to
-the same address are one connection for the kernel, for as long as they come: they would go to the dead for
-ever, or nowhere if they began before the container had its table. So would the repeated SYN of a connection
-that is about to be made.
+the same address are one connection for the kernel, for as long as they come: they would go to a dead
+backend for ever, or nowhere if they began before the container had its table. So would the repeated SYN of a
+connection that is being made.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _IP = struct.pack("!BBH", socket.AF_INET, 0, 0)
 _FEW: Final = 8
 
 Gone = Mapping[Address, Collection[Address]]
-"""By virtual address, where connections lead that are to go elsewhere: to itself, before it was served."""
+"""By virtual address, where stale connections lead: to the address itself, before it was served."""
 
 
 def forget(channel: Channel, gone: Gone) -> int:
-    """Drop what leads to those *gone*, but established TCP connections; return how many. Raises OSError."""
+    """Drop what leads to those *gone*, except established TCP; return how many. Raises OSError."""
     if _count(channel) == 0:
         return 0  # the kernel would look through the connections of all namespaces: ten milliseconds
     wanted = {(vip.packed, backend.packed) for vip, backends in gone.items() for backend in backends}
@@ -38,7 +38,7 @@ def forget(channel: Channel, gone: Gone) -> int:
     entries = [
         attributes(data, len(_IP))
         for data in channel.dump(_GET, _IP)
-        if any(vip in data for vip in few)  # spares taking thousands of others apart
+        if any(vip in data for vip in few)  # spares decoding thousands of others
     ]
     doomed = [entry for entry in entries if _ends(entry) in wanted and not _is_established(entry)]
     channel.attempt([Request(_DELETE, 0, _named(entry)) for entry in doomed])

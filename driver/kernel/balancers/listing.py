@@ -1,7 +1,7 @@
-"""What tables of ours hold, as the kernel lists them.
+"""What our tables hold, as the kernel lists them.
 
-The container may have changed them, to anything that nft(8) can say: nothing is taken for granted but that
-the kernel answers in its own format.
+The container may have changed them into anything that nft(8) can express: nothing is taken for granted except
+that the kernel answers in its own format.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ADDRESS_SIZE = 4
 
 
 def read_tables(channel: Channel) -> dict[str, Services | None]:
-    """Return the tables of ours in the namespace; None for one that is not as we make them.
+    """Return our tables in the namespace; None for one that is not as we make them.
 
     Raises OSError.
     """
@@ -43,7 +43,7 @@ def _services(
 ) -> Services | None:
     """Return what a table holds; None when it is not whole, or holds something else.
 
-    Chains are crossed off as they are found to be what some service needs; none must remain.
+    Chains are crossed off when they prove to be what some service needs; none must remain.
     """
     of_chain: dict[str, list[Rule]] = {read_text(chain[nf.NFTA_CHAIN_NAME]): [] for chain in chains}
     for rule in found_rules:
@@ -63,7 +63,7 @@ def _services(
 
 
 def _backends(channel: Channel, table: str, found: Sequence[Rule]) -> tuple[Address, ...] | None:
-    """Return whom a service's chain leads to; None when it is not as we make them.
+    """Return the backends that a service's chain leads to; None when it is not as we make it.
 
     Only the rule names the map, and only the map tells how many it must turn to: so the rule is believed
     first, and then compared with the one that we would make for such a map.
@@ -81,7 +81,7 @@ def _backends(channel: Channel, table: str, found: Sequence[Rule]) -> tuple[Addr
 
 
 def _unturned(backends: tuple[IPv4Address, ...]) -> tuple[Address, ...]:
-    """Return them as the wish has them, if they differ from that only in who is the first."""
+    """Return them as the wish has them, if they differ only in which comes first."""
     start = backends.index(min(backends)) if backends else 0
     return backends[start:] + backends[:start]
 
@@ -96,7 +96,7 @@ def _is_base(chain: _Attributes) -> bool:
 
 
 def _goto(vip: Address) -> bytes:
-    # As the kernel answers: without our marks for what is nested.
+    # As the kernel answers: without our flags on nested attributes.
     return attribute(nf.NFTA_DATA_VERDICT, GOTO + named(nf.NFTA_VERDICT_CHAIN, chain_of(vip)))
 
 

@@ -7,8 +7,8 @@
         chain s10.62.0.9 { meta l4proto tcp reject with tcp reset; reject }
     }
 
-The messages are packed here and not by nft(8): one change has to reach fifty containers within fifty
-milliseconds, and to start a program in each of them takes ten times as long.
+The messages are packed here and not by nft(8): one change must reach fifty containers within fifty
+milliseconds, and starting a program in each of them takes ten times as long.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class _Types(NamedTuple):
     key: int
     data: int
     size: int
-    """Of the data. Of a verdict the kernel does not look at it; nft(8) says 16."""
+    """The length of the data. For a verdict the kernel ignores it; nft(8) says 16."""
     orders: bytes
-    """Of bytes in keys and data: for nft(8), to show them."""
+    """The order of bytes in keys and data: for nft(8), to show them."""
 
 
 _ORDERS = struct.Struct("=BBI")
@@ -77,7 +77,7 @@ def commit(channel: Channel, requests: Sequence[Request], expected: int) -> int:
 
 
 def create(table: str, services: Services, turn: int) -> list[Request]:
-    """Return what makes a table."""
+    """Return the requests that create a table."""
     return [
         request(nf.NFT_MSG_NEWTABLE, nl.NLM_F_CREATE, named(nf.NFTA_TABLE_NAME, table)),
         _new_set(table, SERVICES, nf.NFT_SET_MAP, _ADDRESS_TO_VERDICT, numbered(nf.NFTA_SET_ID, 1)),
@@ -89,13 +89,13 @@ def create(table: str, services: Services, turn: int) -> list[Request]:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is to be done to a sound table; the same for all containers that hold the same."""
+    """What must be done to a sound table; the same for all containers that hold the same."""
 
     gone: Sequence[Address]
     new: Services
     changed: Services
     left: Mapping[Address, frozenset[Address]]
-    """The backends that a virtual address leads to no longer."""
+    """The backends that a virtual address no longer leads to."""
 
     @classmethod
     def between(cls, have: Services, want: Services) -> Difference:
@@ -108,7 +108,7 @@ class Difference:
 
 
 def change(table: str, difference: Difference, turn: int) -> list[Request]:
-    """Return what makes *difference* true of a sound table."""
+    """Return the requests that apply *difference* to a sound table."""
     gone = difference.gone
     requests = [*_dispatched(nf.NFT_MSG_DELSETELEM, table, gone), *(_chain_gone(table, vip) for vip in gone)]
     requests += _add(table, difference.new, turn)
@@ -119,7 +119,7 @@ def change(table: str, difference: Difference, turn: int) -> list[Request]:
 
 
 def remove(table: str) -> list[Request]:
-    """Return what removes a table and all that is in it."""
+    """Return the requests that remove a table and all that is in it."""
     return [request(nf.NFT_MSG_DELTABLE, 0, named(nf.NFTA_TABLE_NAME, table))]
 
 
@@ -137,7 +137,7 @@ def _turned(backends: tuple[Address, ...], turn: int) -> tuple[Address, ...]:
 
 @lru_cache(maxsize=8192)
 def _service(table: str, vip: Address, backends: tuple[Address, ...]) -> list[Request]:
-    """Return what fills a service's chain. Many containers have the same."""
+    """Return the requests that fill a service's chain. Many containers have the same."""
     if not backends:
         return [_new_rule(table, chain_of(vip), rule) for rule in rules.REFUSALS]
     name = _map_of(vip, backends)
@@ -199,7 +199,7 @@ def chain_of(vip: Address) -> str:
 
 
 def _map_of(vip: Address, backends: tuple[Address, ...]) -> str:
-    """Name a map: not as the one that it replaces. Of names with %d the kernel tries all that there are."""
+    """Name a map, differently from the one it replaces. For a name with %d the kernel tries all numbers."""
     return f"m{vip}-{zlib.crc32(b''.join(backend.packed for backend in backends)):08x}"
 
 
@@ -216,7 +216,7 @@ def _chain(table: str, name: str) -> bytes:
 
 
 def hook() -> bytes:
-    """Return what makes a chain the one that every connection from within the namespace begins with."""
+    """Return the attributes of the chain where every connection from within the namespace begins."""
     place = numbered(nf.NFTA_HOOK_HOOKNUM, nf.NF_INET_LOCAL_OUT)
     place += numbered(nf.NFTA_HOOK_PRIORITY, nf.NF_IP_PRI_NAT_DST)
     rest = numbered(nf.NFTA_CHAIN_POLICY, nf.NF_ACCEPT) + named(nf.NFTA_CHAIN_TYPE, "nat")
@@ -224,7 +224,7 @@ def hook() -> bytes:
 
 
 def _new_set(table: str, name: str, flags: int, types: _Types, more: bytes) -> Request:
-    """Return what makes a map; its keys are of four bytes, addresses or numbers."""
+    """Return the request that creates a map; its keys have four bytes, addresses or numbers."""
     numbers = {
         nf.NFTA_SET_FLAGS: flags,
         nf.NFTA_SET_KEY_TYPE: types.key,

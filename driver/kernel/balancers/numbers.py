@@ -1,6 +1,6 @@
 """Netfilter's numbers in its own names, by the header of include/uapi that each comes from.
 
-Only those that are used; those of netlink itself are in `netlink.numbers`.
+Only those in use; those of netlink itself are in `netlink.numbers`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules of our tables, as the kernel has them: expressions, which hand values on in a register."""
+"""The rules of our tables, as the kernel has them: expressions, which pass values on in a register."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from driver.kernel.balancers.encoding import holds, listed, nest, number, read_t
 from driver.kernel.netlink.socket import attribute, attributes
 
 Expression = tuple[str, Mapping[int, bytes]]
-"""One step of a rule, and the attributes by which it is known."""
+"""One step of a rule, and the attributes by which it is recognised."""
 Rule = Sequence[Expression]
 
 _REGISTER: Final = number(nf.NFT_REG_1)
@@ -49,7 +49,7 @@ def fit(found: Sequence[Rule], wanted: Sequence[Rule]) -> bool:
 
 
 def mapping_of(rule: Rule) -> str:
-    """Return which map a translation uses; empty when *rule* is none."""
+    """Return which map a translation uses; empty when *rule* is not one."""
     names = [values.get(nf.NFTA_LOOKUP_SET, b"") for name, values in rule if name == "lookup"]
     return read_text(names[0]) if names else ""
 

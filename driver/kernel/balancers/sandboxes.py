@@ -1,11 +1,11 @@
 """Balancers in the containers' own namespaces, found by the paths under which the engine pins them.
 
 No socket stays open for long: it would keep the namespace of a container that has ended. They are closed
-together, because at the first one the kernel waits, for milliseconds, until all that was removed is gone
+together, because at the first one the kernel waits, for milliseconds, until everything removed is gone
 (net/netfilter/nf_tables_api.c: nft_rcv_nl_event).
 
-What a namespace holds is remembered with the generation of its tables, a number that every change by
-anybody counts up: as long as it is the same, a look costs one question.
+What a namespace holds is remembered with the generation of its tables, a number that grows with every
+change by anybody: as long as it is the same, a look costs one question.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _TRIES = 3
 _MAX_OPEN = 64
 _SWEEP_PAUSE = 0.02
-"""Seconds between two containers whose connections are looked through."""
+"""Seconds between two containers whose connections are searched."""
 
 
 @dataclass(slots=True)
@@ -48,15 +48,15 @@ class _Held:
 
 
 class NetlinkSandboxes:
-    """The containers' namespaces; *path_of* maps the engine's path of one to ours."""
+    """The containers' namespaces; *path_of* maps the engine's path of a namespace to ours."""
 
     def __init__(self, path_of: Callable[[str], Path] = Path) -> None:
         self._path_of = path_of
         self._held: dict[str, _Held] = {}
         self._open: dict[str, Channel] = {}
-        """Only until the next wait."""
+        """Kept only until the next wait."""
         self._left: dict[str, conntrack.Gone] = {}
-        """What connections may still lead to, by sandbox. Looked after when there is nothing else to do."""
+        """What connections may still lead to, by sandbox. Cleaned up when there is nothing else to do."""
         self._difference: tuple[Services, Services, nft.Difference] | None = None
         self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
 
@@ -111,6 +111,7 @@ class NetlinkSandboxes:
         return any(descriptor == self._mounts.fileno() for descriptor, _ in ready)
 
     def _read(self, sandbox: str, identity: tuple[int, int]) -> KernelState:
+        """Believe a listing only if the generation is the same after it: one is several requests."""
         channel = self._enter(sandbox)
         held: _Held | None = self._held.get(sandbox)
         for _ in range(_TRIES):
@@ -121,9 +122,10 @@ class NetlinkSandboxes:
             found = [Balancer(sandbox, n, s or {}, sound=s is not None) for n, s in tables.items()]
             held = _Held(identity, generation, {one.key: one for one in found})
             self._held[sandbox] = held
-        raise OSError(errno.EAGAIN, "somebody changes them all the time")
+        raise OSError(errno.EAGAIN, "somebody keeps changing them")
 
     def _apply(self, op: Op) -> None:
+        """Change only what was read last: the kernel refuses when the generation has moved on since."""
         wanted = subject(op)
         if not isinstance(wanted, Balancer):
             raise TypeError(f"not a balancer: {op}")
@@ -145,7 +147,7 @@ class NetlinkSandboxes:
         try:
             return nft.commit(channel, requests, generation)
         except Refused as refused:
-            # "No such file": the kernel lacks a kind of chain or expression, and has no module for it.
+            # "No such file": the kernel lacks a type of chain or expression, and has no module for it.
             number = errno.EOPNOTSUPP if refused.errno == errno.ENOENT else refused.errno
             raise Refused(number, refused.strerror) from refused
 
@@ -165,7 +167,7 @@ class NetlinkSandboxes:
             self._left[sandbox] = {**self._left.get(sandbox, {}), **left}
 
     def _between(self, have: Services, want: Services) -> nft.Difference:
-        """Compare once what fifty containers have in common."""
+        """Compare only once what fifty containers have in common."""
         known = self._difference
         if known is None or known[0] is not have or known[1] is not want:
             self._difference = known = (have, want, nft.Difference.between(have, want))
@@ -176,12 +178,13 @@ class NetlinkSandboxes:
             count = conntrack.forget(self._enter(sandbox), left)
         except OSError as failure:
             if failure.errno not in GONE:
-                degraded("datagrams to a service may go on to a task that has ended", failure)
+                degraded("datagrams to a service may still go to a task that has ended", failure)
             log.debug("%s: connections are left as they are: %s", sandbox, failure)
         else:
             log.debug("%s: %d connections forgotten", sandbox, count)
 
     def _enter(self, sandbox: str) -> Channel:
+        """Keep sockets open for one round, but not too many: each keeps its container's namespace alive."""
         if sandbox in self._open:
             return self._open[sandbox]
         if len(self._open) >= _MAX_OPEN:

@@ -1,6 +1,6 @@
-"""The kinds of kernel objects: one class each, which knows all about its kind.
+"""The kinds of kernel objects: one class each, which knows everything about its kind.
 
-To add a kind, write its module, list it here, and want it somewhere (`reconcile.desired`).
+To add a kind, write its module, list it here, and ask for it (`reconcile.desired`).
 
 Belongs here: for each kind its identity, its parent, how it is known as ours, read, set, deleted, compared
 and described.
@@ -36,7 +36,7 @@ KINDS: Final[tuple[type[SpaceObject], ...]] = (
     Neighbour,
     Shortcut,
 )
-"""All that is read of a network's namespace, or of the host's own."""
+"""Everything that is read in a network's namespace, or in the host's own."""
 
 SHARED: Final[frozenset[Kind]] = frozenset(kind.kind for kind in KINDS if kind.is_shared)
 """What every container of a network needs."""

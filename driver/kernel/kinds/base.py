@@ -1,4 +1,4 @@
-"""What every kind has that is in a network namespace of ours: it reads, sets and deletes itself."""
+"""What every kind in our network namespaces has: it reads, sets and deletes itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CarryOut: TypeAlias = Callable[[Spaces, str, str, list[Op]], Mapping[Key, Kernel
 
 
 class Together(NamedTuple):
-    """Neighbouring operations of one kind of work, in one place, are handed over as one batch.
+    """Neighbouring operations of one kind of work, in one place, are passed on as one batch.
 
     The kernel takes thousands of rows in the time of a few, and waits once for a group of devices.
     """
@@ -36,7 +36,7 @@ class SpaceObject(KernelObject):
 
     @classmethod
     def read(cls, look: Look) -> Iterator[KernelObject]:
-        """Yield those of this kind that are ours in a namespace; raise OSError."""
+        """Yield our objects of this kind in a namespace; raise OSError."""
         raise NotImplementedError
 
     def set(self, spaces: Spaces, have: KernelObject | None) -> None:

@@ -18,7 +18,7 @@ from driver.wish.values import Mac
 class Bridge(Device):
     """The switch of one segment; up, IPv4 forwarding on.
 
-    *mtu* is the containers': what the host routes from one subnet to another must fit.
+    *mtu* is the containers': what the host routes between subnets must fit.
     """
 
     kind: ClassVar = Kind(10, "bridge")
@@ -54,7 +54,7 @@ class Bridge(Device):
             found = existing(channel, self, self.name)
         channel.do(messages.bridge(found.index, self.mac, self.mtu, self.alias))
         made = existing(channel, self, self.name)
-        if not made.forwarding:  # what is missing is IPv6's, which no netlink message can switch on
+        if not made.forwarding:  # only IPv6's is missing, which no netlink message can switch on
             spaces.make(self.namespace)
         if links.cannot_resolve(made.index, links.addresses(channel)):
             add_address(channel, made, links.link_local(made.mac))

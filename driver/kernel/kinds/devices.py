@@ -49,7 +49,7 @@ class Device(SpaceObject):
         return Together(_remove, self.namespace) if deleting else None
 
     def same_kind(self, channel: Channel) -> Link | None:
-        """Return the device with this name to go on from; None when one is to be made.
+        """Return the device with this name to build on; None when one must be made.
 
         An unsigned one of the right kind, in a namespace of ours, is a device that we were about to
         sign. Raises KernelError when the name is somebody else's.
@@ -72,7 +72,7 @@ class Plugged(Device):
     mtu: int
 
     def settle(self, channel: Channel, have: Link, bridge: int) -> None:
-        """Bring what every port of a bridge has to what it must be; raise OSError."""
+        """Give it the settings that every port of a bridge has; raise OSError."""
         if not have.plain:
             channel.do(messages.released(have.index))
         # In two steps: the kernel raises a device before it looks at what else a message holds.

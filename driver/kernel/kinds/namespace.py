@@ -59,7 +59,7 @@ class Namespace(SpaceObject):
     def delete(self, spaces: Spaces) -> None:
         """Delete every tunnel, one not yet signed too, and let the namespace end.
 
-        It dies late, and its VNIs would be busy until then.
+        It goes late, and its VNIs would be taken until then.
         """
         channel = spaces.channel(self.name)
         if channel:

@@ -24,9 +24,9 @@ class Port(Plugged):
     The container end, *peer*, is made beside it in the host's namespace with *peer_mac* and
     *peer_mtu*, for the engine to move. After that the kernel no longer shows it to us, so these
     and *create* do not take part in comparisons. *create* is false once the engine has the
-    container end: a port that is gone then is not made anew.
+    container end: a port that is gone then is not recreated.
 
-    The alias names endpoint and addresses for a human reader, and us whose a renamed port is.
+    The alias names endpoint and addresses for people, and tells us whose a renamed port is.
     """
 
     kind: ClassVar = Kind(40, "port")
@@ -47,7 +47,7 @@ class Port(Plugged):
 
     @property
     def needs(self) -> Collection[Key]:
-        """Its bridge: made anew, that has no ports."""
+        """Its bridge: a recreated one has no ports."""
         return (Key(Bridge.kind, self.namespace, self.bridge),)
 
     @property
@@ -57,7 +57,7 @@ class Port(Plugged):
 
     @property
     def is_awaited(self) -> bool:
-        """A Join waits for it as long as the engine has not got the container end."""
+        """A Join waits for it as long as the engine does not have the container end."""
         return self.create
 
     @property
@@ -86,7 +86,7 @@ class Port(Plugged):
         bridge = existing(channel, self, self.bridge)
         found = self.same_kind(channel)
         if found and not found.ours and self.create:
-            # Nobody knows where its other end is, which goes with it.
+            # Nobody knows where its other end is, which is removed with it.
             channel.do(messages.deleted(found.index))
             found = None
         if found is None:
@@ -100,6 +100,7 @@ class Port(Plugged):
         self.settle(channel, found, bridge.index)
 
     def _create_pair(self, channel: Channel, spaces: Spaces, bridge: int) -> None:
+        """Make way first: a container end left over from an interrupted Join still has the name."""
         stale = links.link(spaces.host, self.peer)
         if stale and not stale.ours:
             raise foreign(self, stale.name, stale.kind, "the host")
@@ -107,7 +108,7 @@ class Port(Plugged):
             spaces.host.do(messages.deleted(stale.index))
         end = messages.ContainerEnd(self.peer, self.peer_mac, self.peer_mtu, spaces.home)
         pair = messages.new_pair(self.name, self.mtu, end)
-        # In one system call: who is killed leaves no pair behind that nobody knows for ours.
+        # In one system call: if we are killed, no pair is left that nobody can recognise as ours.
         channel.do(pair, links.signature(self.name, self.alias))
-        # What the bridge has learnt of the address's last host would hold until this container speaks.
+        # What the bridge has learnt about the MAC's last host would stay until this container sends.
         channel.attempt([rows.forgotten(tunnel, self.peer_mac) for tunnel in links.tunnels(channel, bridge)])

@@ -77,7 +77,7 @@ class FdbEntry(_FdbFields, Row):
     """Inner MAC -> outer address: to which VTEP a frame for *mac* goes.
 
     Rows of FLOOD_MAC are many per device, one per VTEP; all others are one per MAC. Ours are ``self``,
-    permanent, and have a destination. One that is not sound has a port, a VNI or a device of its own.
+    permanent, and have a destination. One with a port, a VNI or a device of its own is not sound.
     """
 
     __slots__ = ()
@@ -88,7 +88,7 @@ class FdbEntry(_FdbFields, Row):
     def key(self) -> Key:
         """Identity: device and MAC, and of replication rows the VTEP.
 
-        One of these that is not sound is none that anybody wants: it can only be deleted.
+        One of these that is not sound is never wanted: it can only be deleted.
         """
         if not self.is_replication:
             return Key(self.kind, self.namespace, self.device, self.mac)
@@ -114,7 +114,7 @@ class FdbEntry(_FdbFields, Row):
     def hint(self, number: int) -> str:
         """Tell about address families."""
         if number == EAFNOSUPPORT:
-            return "a tunnel carries one address family: all hosts need VTEP addresses of the same one"
+            return "a tunnel carries one address family: all hosts need VTEP addresses of the same family"
         return ""
 
     def place(self, device: int) -> Place:
@@ -127,7 +127,7 @@ class FdbEntry(_FdbFields, Row):
         return make(device, self.mac, self.vtep)
 
     def delete_request(self, device: int) -> Request:
-        """Return the message that deletes it; with a spoilt replication row all of them go."""
+        """Return the message that deletes it; deleting a changed replication row deletes them all."""
         return rows.deleted_fdb(device, self.mac, self.vtep if self.is_replication and self.sound else None)
 
     @classmethod
@@ -168,7 +168,7 @@ class Neighbour(_NeighbourFields, Row):
 
     @property
     def label(self) -> str:
-        """Whose MAC is told on which device."""
+        """Whose MAC is answered on which device."""
         return f"neighbour {self.address} on {self.device}"
 
     @property

@@ -1,4 +1,4 @@
-"""The way from a tunnel straight into a container, past the bridge (ADR 12)."""
+"""The path from a tunnel straight into a container, past the bridge (ADR 12)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from driver.wish.values import Mac
 
 @dataclass(frozen=True, slots=True)
 class Shortcut(SpaceObject):
-    """The way from a tunnel straight into the container behind *port*, past bridge and queue (ADR 12).
+    """The path from a tunnel straight into the container behind *port*, past bridge and queue (ADR 12).
 
     For frames to *mac* alone; all others take the bridge. Ours are in the map of the filter named
     ``pyoverlay`` of a VXLAN device of ours. One that is not sound stands for a filter of ours whose map
-    nobody can read.
+    cannot be read.
     """
 
     kind: ClassVar = Kind(70, "shortcut")
@@ -40,7 +40,7 @@ class Shortcut(SpaceObject):
 
     @property
     def key(self) -> Key:
-        """Identity: device and MAC; the device alone for a filter that nobody can read."""
+        """Identity: device and MAC; the device alone for a filter that cannot be read."""
         return Key(self.kind, self.namespace, self.device, self.mac if self.sound else "")
 
     @property
@@ -60,12 +60,12 @@ class Shortcut(SpaceObject):
 
     @property
     def label(self) -> str:
-        """From where to whom."""
+        """From which tunnel to which MAC."""
         return f"shortcut to {self.mac} from {self.device}" if self.sound else f"filter of {self.device}"
 
     @property
     def description(self) -> str:
-        """From where to whom, by which port."""
+        """From which tunnel to which MAC, by which port."""
         return f"shortcut to {self.mac} from {self.device} to {self.port} in {self.namespace}"
 
     @classmethod
@@ -76,7 +76,7 @@ class Shortcut(SpaceObject):
                 found = filters.read_map(look.channel, tunnel.index)
             except Refused:
                 raise
-            except OSError:  # of bpf(2): that a shortcut fails must not keep anything else from being read
+            except OSError:  # from bpf(2): a broken shortcut must not keep anything else from being read
                 yield cls(look.place, tunnel.name, Mac(""), "", sound=False)
                 continue
             for mac, port in found:

@@ -23,8 +23,8 @@ from driver.wish.values import HOST, TUNNEL_MTU, Address, Vni
 class Vxlan(Plugged):
     """The tunnel device of one segment: nolearning, ARP/ND proxy, a port of *bridge*, up.
 
-    *local* is the outer source address; None on a host that has no underlay. No wish has another *mtu*;
-    the kernel may, after a careless change or a former version of ours.
+    *local* is the outer source address; None on a host that has no underlay. The wish never has another
+    *mtu*; the kernel may, after a careless change or a former version of ours.
     """
 
     kind: ClassVar = Kind(30, "VXLAN device")
@@ -44,12 +44,12 @@ class Vxlan(Plugged):
 
     @property
     def needs(self) -> Collection[Key]:
-        """Its bridge: made anew, that has no ports."""
+        """Its bridge: a recreated one has no ports."""
         return (Key(Bridge.kind, self.namespace, self.bridge),)
 
     @property
     def description(self) -> str:
-        """Its name, and what tells it on the wire."""
+        """Its name, and what identifies it on the wire."""
         return f"VXLAN device {self.name} (VNI {self.vni}, UDP port {self.port}) in {self.namespace}"
 
     def hint(self, number: int) -> str:
@@ -74,10 +74,10 @@ class Vxlan(Plugged):
             )
 
     def set(self, spaces: Spaces, have: KernelObject | None) -> None:
-        """Make it, change it in place, or make it anew.
+        """Make it, change it in place, or recreate it.
 
-        VNI, port, address family and the fixed flags cannot be changed: the device is deleted and made
-        anew, and has lost its rows then. Its local address is changed in place.
+        VNI, port, address family and the fixed flags cannot be changed: the device is deleted and
+        recreated, and has lost its rows then. Its local address is changed in place.
         """
         channel = channel_for(self, spaces)
         bridge = existing(channel, self, self.bridge)
@@ -97,20 +97,20 @@ class Vxlan(Plugged):
         return same and messages.version(found.local) == messages.version(self.local)
 
     def _create(self, spaces: Spaces) -> None:
-        """Make it through the host's socket right into the namespace.
+        """Make it through the host's socket, directly in the namespace.
 
-        Its outer packets leave from where it was made, and no passing name is ever seen on the host.
+        Its outer packets leave from where it was made, and no temporary name ever appears on the host.
         """
         with spaces.pinned(self.namespace) as descriptor:
             try:
                 spaces.host.do(messages.new_vxlan(self.name, self.vni, self.port, self.local, descriptor))
             except OSError as failure:
-                if failure.errno == errno.EEXIST:  # the name is free: that was seen before
+                if failure.errno == errno.EEXIST:  # not the name, which was seen to be free
                     raise self._taken(self._holder(spaces)) from failure
                 raise
 
     def _holder(self, spaces: Spaces) -> str:
-        """Name the device of this host that has the VNI; empty when it is out of our sight."""
+        """Name the device of this host that has the VNI; empty when we cannot see it."""
         for place in (HOST, *spaces.names()):
             with contextlib.suppress(OSError):
                 channel = spaces.channel(place)
@@ -121,7 +121,7 @@ class Vxlan(Plugged):
         return ""
 
     def _taken(self, holder: str) -> KernelError:
-        unseen = "a VXLAN device out of sight (of another namespace, or one just going away)"
+        unseen = "a VXLAN device that cannot be seen from here (in another namespace, or being deleted)"
         return KernelError(
             f"VNI {self.vni} on UDP port {self.port} is already used on this host by {holder or unseen}; "
             "remove that device, or choose another VNI with -o vni=… or another port with -o vxlan_port=…",

@@ -1,4 +1,4 @@
-"""Netlink: sockets, messages, and what they say of devices, rows, addresses and routes.
+"""Netlink: sockets, messages, and what they say about devices, rows, addresses and routes.
 
 Belongs here: bytes to values and back, one socket's conversation, the multicast groups.
 

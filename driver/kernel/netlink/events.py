@@ -1,8 +1,8 @@
-"""What the kernel tells of its own accord (rtnetlink(7), multicast groups), and which of it is news.
+"""What the kernel reports of its own accord (rtnetlink(7), multicast groups), and which of it is news.
 
 Containers must not be able to keep us busy. What their frames cause, rows that a bridge learns and
-neighbours that it asks for, is dropped in the kernel (`newsfilter`). What a device says of itself is
-compared with what the last read showed.
+neighbours that it asks for, is dropped in the kernel (`newsfilter`). What a device says about itself
+is compared with what the last read showed.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _RECEIVE_BUFFER = 1 << 20
 
 
 class Listener:
-    """A socket that hears of changes in one namespace. Bound to it for ever, as all netlink sockets."""
+    """A socket that hears of changes in one namespace. Bound to it for ever, like all netlink sockets."""
 
     def __init__(self, raw: socket.socket, groups: Iterable[int], program: bytes) -> None:
         self._socket = raw
         self._known: Mapping[int, Link] = {}
         self.has_kept_news = False
-        """Whether there was news that a read has come across and not looked at."""
+        """Whether there was news that a read came across but did not cover."""
         raw.setblocking(False)
         otherwise = "after very large changes a network is read once more than necessary"
         prefer(raw, socket.SOL_SOCKET, nl.SO_RCVBUFFORCE, _RECEIVE_BUFFER, otherwise)
@@ -69,13 +69,13 @@ class Listener:
         return self._socket.fileno()
 
     def forget(self) -> None:
-        """Drop what has been told so far: all is about to be read."""
+        """Drop all news so far: everything is about to be read."""
         for _ in self._messages():
             pass
         self.has_kept_news = False
 
     def heard(self) -> bool:
-        """Take all that has been told; return whether any of it is news."""
+        """Take all messages so far; return whether any of them is news."""
         news = [message is None or self._is_news(*message) for message in self._messages()]
         kept, self.has_kept_news = self.has_kept_news, False
         return kept or any(news)
@@ -103,13 +103,13 @@ class Listener:
             yield kind, data[HEADER.size : size]
 
     def _filter(self, program: bytes) -> None:
-        """Have *program* spare us what is no news; where the kernel refuses it, `_is_news` tells as well."""
+        """Have *program* drop what is no news; where the kernel refuses it, `_is_news` does the same."""
         code = ctypes.create_string_buffer(program, len(program))
         described = struct.pack("@HP", len(program) // CLASSIC.size, ctypes.addressof(code))
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, nl.SO_ATTACH_FILTER, described)
         except OSError as failure:
-            degraded("every message of the kernel is looked at, which takes CPU time", failure)
+            degraded("every message of the kernel is looked at, which costs CPU time", failure)
             with contextlib.suppress(OSError):  # there was none
                 self._socket.setsockopt(socket.SOL_SOCKET, nl.SO_DETACH_FILTER, 0)
 
@@ -127,7 +127,7 @@ class SpaceListener(Listener):
         return cls(_socket())
 
     def expect(self, found: Mapping[int, Link]) -> None:
-        """Take *found* as known; rows of VXLAN devices that are not in it are not heard of."""
+        """Take *found* as known; rows of VXLAN devices that are not in it are not reported."""
         self._known = {index: link for index, link in found.items() if link.ours}
         tunnels = [index for index, link in self._known.items() if link.kind == "vxlan"]
         if tunnels != self._tunnels:
@@ -139,7 +139,7 @@ class SpaceListener(Listener):
         return next((index for index, link in self._known.items() if link.name == name), None)
 
     def forget_all_but_rows(self, places: Collection[Place]) -> None:
-        """Drop what has been told so far, but of rows elsewhere than at *places*: those are not read now."""
+        """Drop all news so far, except about rows elsewhere than at *places*: those are not read now."""
         for message in self._messages():
             self.has_kept_news |= message is None or self._is_news_of_another_row(*message, places)
 
@@ -159,7 +159,8 @@ class SpaceListener(Listener):
         return super()._is_news(kind, data)
 
     def _is_link_news(self, kind: int, data: bytes) -> bool:
-        if links.is_bridge_ports(data):  # sent beside the device's own message, at each change of carrier
+        """Ignore a bridge's message about a sound port: it comes whenever a container starts or stops."""
+        if links.is_bridge_ports(data):  # sent with the device's own message, at each change of carrier
             return (
                 kind == nl.RTM_NEWLINK
                 and links.index_of(data) in self._known

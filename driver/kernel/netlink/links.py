@@ -1,4 +1,4 @@
-"""Devices as the kernel lists them, and what of ours they are.
+"""Devices as the kernel lists them, and which of ours they are.
 
 Decoded with struct: a whole namespace is read before each change, and pyroute2 takes 200
 microseconds a device for its 38 attributes, of which a dozen matter here.
@@ -28,9 +28,9 @@ _SKIP_STATS = struct.pack("=I", nl.RTEXT_FILTER_SKIP_STATS)
 _ANY = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(nl.IFLA_EXT_MASK, _SKIP_STATS)
 """A question for devices, without their statistics."""
 _DOOMED = struct.pack("=I", 0x70796F76)
-#: Of a bridge's settings the others do not matter, and its timers never stand still.
+#: A bridge's other settings do not matter, and its timers never stand still.
 _BR_ZERO = (nl.IFLA_BR_STP_STATE, nl.IFLA_BR_MCAST_SNOOPING)
-#: Settings of a bridge's port that a new one has as one, and as zero.
+#: Settings that are one, or zero, on a new port of a bridge.
 _PORT_ONE = (
     nl.IFLA_BRPORT_LEARNING,
     nl.IFLA_BRPORT_UNICAST_FLOOD,
@@ -52,7 +52,7 @@ _PORT_ZERO = (
     nl.IFLA_BRPORT_LOCKED,
     nl.IFLA_BRPORT_MAB,
 )
-#: Settings of a VXLAN device that ours have as zero.
+#: Settings that are zero on our VXLAN devices.
 _VX_ZERO = (
     nl.IFLA_VXLAN_GROUP,
     nl.IFLA_VXLAN_LINK,
@@ -95,7 +95,7 @@ class Link:
     forwarding: bool
     """IPv4 and, where the kernel has it, IPv6."""
     plain: bool
-    """As a port of a bridge: with the settings that a new one has."""
+    """Whether it has, as a port of a bridge, the settings of a new one."""
 
     @property
     def ours(self) -> bool:
@@ -160,7 +160,7 @@ def signature(name: str, alias: str) -> Request:
 
 
 def rename(channel: Channel, name: str, new: str) -> None:
-    """Give the device *name* another name; it is down then, as kernels before 6.2 want. Raises OSError."""
+    """Rename the device *name*; it is down afterwards, as kernels before 6.2 require. Raises OSError."""
     found = link(channel, name)
     if found is not None:
         down = _IFINFO.pack(0, 0, found.index, 0, nl.IFF_UP)
@@ -171,7 +171,7 @@ def rename(channel: Channel, name: str, new: str) -> None:
 def remove(channel: Channel, names: Sequence[str]) -> list[Refused | None]:
     """Delete devices together; return for each None or why not. Raises OSError when none could be.
 
-    The kernel waits 15 to 45 ms for its readers when a device goes, and once for a group of them.
+    The kernel waits 15 to 45 ms for its readers when a device is deleted, but once for a group.
     """
     nobody = _IFINFO.pack(0, 0, 0, 0, 0)
     group = attribute(nl.IFLA_GROUP, _DOOMED)
@@ -218,7 +218,7 @@ def addresses(channel: Channel) -> list[Assigned]:
 def cannot_resolve(index: int, assigned: Sequence[Assigned]) -> bool:
     """Tell whether a device has IPv6 addresses but no link-local one.
 
-    It asks for neighbours from that one when it forwards, and without it does not ask at all.
+    When it forwards, it asks for neighbours from that one, and without it not at all.
     """
     six = [a.interface for a in assigned if a.index == index and a.interface.version == 6]
     return bool(six) and not any(interface.is_link_local for interface in six)
@@ -243,7 +243,7 @@ def address_index(data: bytes) -> int:
 
 
 def netconf_index(data: bytes) -> int:
-    """Return which device's settings a message is about; below zero: those of all, or of new ones."""
+    """Return which device's settings a message is about; below zero: those of all devices, or of new ones."""
     return int.from_bytes(attributes(data, 4).get(nl.NETCONFA_IFINDEX, b""), sys.byteorder, signed=True)
 
 

@@ -1,4 +1,4 @@
-"""The few intricate requests: devices and addresses, spelled by pyroute2. The only importer of it."""
+"""The few intricate requests: devices and addresses, built by pyroute2. The only importer of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Attributes = list[tuple[str, Any]]
 
 
 class ContainerEnd(NamedTuple):
-    """The other end of a veth pair, as it is made."""
+    """The other end of a veth pair, as it is created."""
 
     name: str
     mac: Mac
@@ -45,7 +45,7 @@ def raised(index: int) -> Request:
 
 
 def released(index: int) -> Request:
-    """Take a device out of its bridge; what was set on it as a port is gone then."""
+    """Take a device out of its bridge; its settings as a port are gone then."""
     return _changed(index, None, [("IFLA_MASTER", 0)])
 
 
@@ -56,7 +56,7 @@ def plugged(index: int, mtu: int, alias: str, bridge: int) -> Request:
 
 def new_bridge(name: str, mac: Mac) -> Request:
     """Make a bridge."""
-    # A bridge follows the smallest MTU of its ports until its own was changed once.
+    # A bridge follows the smallest MTU of its ports until its own has been changed once.
     settings = [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac), ("IFLA_MTU", _MTU_OF_NOBODY)]
     return _new([*settings, _bridge_kind(("IFLA_BR_FORWARD_DELAY", 0))])
 
@@ -93,7 +93,7 @@ def new_vxlan(name: str, vni: int, port: int, local: Address | None, namespace: 
 
 
 def moved(index: int, local: Address | None) -> Request:
-    """Change what can be changed of a VXLAN device."""
+    """Change what can be changed on a VXLAN device."""
     return _changed(index, None, [_linkinfo("vxlan", _movable(local))])
 
 

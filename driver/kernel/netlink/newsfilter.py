@@ -15,13 +15,13 @@ from driver.kernel.netlink import numbers as nl
 from driver.kernel.netlink.socket import HEADER
 
 _NLMSG_TYPE = 4
-"""Where the header (nlmsghdr) has it; the others are counted from behind the header."""
+"""Its offset in the header (nlmsghdr); the other offsets count from the header's end."""
 _NDM_FAMILY, _NDM_IFINDEX, _NDM_FLAGS = 0, 4, 10
 _RTM_DST_LEN = 1
 
 
 def rows_of(devices: Collection[int]) -> bytes:
-    """Drop rows of other devices than *devices*, and those that a bridge keeps for them."""
+    """Drop rows of devices other than *devices*, and those that a bridge keeps for them."""
     lines: list[Line] = [
         _load(asm.BPF_H, _NLMSG_TYPE),
         *_jump(asm.BPF_JEQ, _half(nl.RTM_NEWNEIGH), "row"),
@@ -46,7 +46,7 @@ def rows_of(devices: Collection[int]) -> bytes:
 
 
 def default_routes() -> bytes:
-    """Drop routes to anywhere in particular."""
+    """Drop all routes except default routes."""
     lines: list[Line] = [
         _load(asm.BPF_H, _NLMSG_TYPE),
         *_jump(asm.BPF_JEQ, _half(nl.RTM_NEWROUTE), "route"),
@@ -63,13 +63,13 @@ def default_routes() -> bytes:
 
 
 def is_row_of(data: bytes, devices: Collection[int]) -> bool:
-    """Tell of a message what `rows_of` asks, for where the kernel does not take that."""
+    """Decide about a message as `rows_of` does, for kernels that refuse that."""
     (index,) = struct.unpack_from("=i", data, _NDM_IFINDEX)
     return index in devices and (data[_NDM_FAMILY] != nl.AF_BRIDGE or bool(data[_NDM_FLAGS] & nl.NTF_SELF))
 
 
 def is_default_route(data: bytes) -> bool:
-    """Tell of a message what `default_routes` asks."""
+    """Decide about a message as `default_routes` does."""
     return data[_RTM_DST_LEN] == 0
 
 

@@ -1,6 +1,6 @@
 """The kernel's numbers in its own names, by the header of include/uapi that each comes from.
 
-Only those that are used. Of the netlink families of netfilter they are in `balancers.numbers`.
+Only those in use. Netfilter's are in `balancers.numbers`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC = 1, 3, 4
 RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_NETCONF = 5, 7, 24
 RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_NETCONF = 9, 11, 25
 
-# linux/rtnetlink.h: routes, and what a question for devices leaves out
+# linux/rtnetlink.h: routes, and what a request for devices leaves out
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH = 1, 4, 5, 6, 7, 9
 RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = 3, 4, 5
 RTM_F_CLONED = 0x200

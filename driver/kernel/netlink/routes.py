@@ -1,4 +1,4 @@
-"""What the host's own routing says: which device leads to other hosts, what prefixes are in use."""
+"""What the host's own routing says: which device leads to other hosts, which prefixes are in use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Route:
 def device(host: Channel, vtep: Address | None) -> Link | None:
     """Return the device that has *vtep*, or the default route; None when there is none.
 
-    An address on the loopback device says nothing of the way: then the default route's device
+    An address on the loopback device says nothing about the path: then the default route's device
     counts as well. Raises KernelError.
     """
     try:
@@ -113,7 +113,7 @@ def _address_on(host: Channel, route: _Route) -> Address | None:
 
 
 def _routes(host: Channel) -> Iterator[_Route]:
-    """Read all tables, without what leads to no other host and what is only remembered (cloned)."""
+    """Read all tables, without what leads to no other host and what is only cached (cloned)."""
     for family in _FAMILIES:
         for data in host.dump(nl.RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
             of, length, _, _, _, _, _, kind, flags = _RTMSG.unpack_from(data)

@@ -35,7 +35,7 @@ _OVERRIDES = (NDA_PORT, NDA_VNI, NDA_IFINDEX)
 _NO_MAC = struct.pack("=HH6s", 10, NDA_LLADDR, bytes(6))
 
 Place = tuple[int, int, bytes, bytes]
-"""Which row: device, address family, MAC or address, and of replication rows the VTEP."""
+"""Which row: device, address family, MAC or address, and for replication rows the VTEP."""
 
 
 class FdbRow(NamedTuple):
@@ -45,7 +45,7 @@ class FdbRow(NamedTuple):
     mac: Mac
     vtep: Address
     plain: bool
-    """Whether it has no port, VNI or device of its own."""
+    """Whether it is free of a port, VNI or device of its own."""
 
 
 def new_fdb(device: int, mac: Mac, vtep: Address) -> Request:
@@ -59,7 +59,7 @@ def new_replication(device: int, mac: Mac, vtep: Address) -> Request:
 
 
 def deleted_fdb(device: int, mac: Mac, vtep: Address | None = None) -> Request:
-    """Delete the row of *mac* to *vtep*; without one all rows of *mac*, whatever they have become."""
+    """Delete the row of *mac* to *vtep*; without one all rows of *mac*, whatever their values are."""
     return Request(RTM_DELNEIGH, 0, _body(AF_BRIDGE, NTF_SELF, device, mac, vtep))
 
 
@@ -71,17 +71,17 @@ def new_neighbour(device: int, address: Address, mac: Mac) -> Request:
 
 
 def deleted_neighbour(device: int, address: Address) -> Request:
-    """Have a VXLAN device answer for *address* no more."""
+    """Make a VXLAN device stop answering for *address*."""
     return Request(RTM_DELNEIGH, 0, _body(_family(address), 0, device, None, address))
 
 
 def forgotten(device: int, mac: Mac) -> Request:
-    """Have a bridge forget that *mac* is behind its port *device*."""
+    """Make a bridge forget that *mac* is behind its port *device*."""
     return Request(RTM_DELNEIGH, 0, _body(AF_BRIDGE, NTF_MASTER, device, mac, None))
 
 
 def asked_fdb(device: int, mac: Mac) -> Request:
-    """Ask for the row of *mac*. Of many replication rows the kernel would tell but the first."""
+    """Ask for the row of *mac*. Of many replication rows the kernel would report only the first."""
     return Request(
         RTM_GETNEIGH, 0, _NDMSG.pack(AF_BRIDGE, device, 0, NTF_SELF, 0) + attribute(NDA_LLADDR, octets(mac))
     )
@@ -107,7 +107,7 @@ def dump_neighbours(channel: Channel) -> list[bytes]:
 
 
 def is_replication(data: bytes) -> bool:
-    """Tell, fast, whether a message may be about a replication row."""
+    """Tell quickly whether a message may be about a replication row."""
     return _NO_MAC in data
 
 
@@ -136,7 +136,7 @@ def neighbour_rows(messages: Iterable[bytes]) -> Iterator[tuple[int, Address, Ma
 
 
 def fdb_place(device: int, mac: Mac, vtep: Address | None) -> Place:
-    """Tell where the row of *mac* is; of a replication row, *vtep* tells."""
+    """Tell where the row of *mac* is; for a replication row, *vtep* decides."""
     return device, AF_BRIDGE, octets(mac), vtep.packed if vtep else b""
 
 
@@ -157,6 +157,7 @@ def place_in(data: bytes) -> Place:
 
 
 def _body(family: int, flags: int, device: int, mac: Mac | None, address: Address | None) -> bytes:
+    """Pack the usual row in one go: a host may have tens of thousands of them."""
     if mac is not None and address is not None:
         packed = address.packed
         size = len(packed) + 4

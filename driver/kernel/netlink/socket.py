@@ -21,7 +21,7 @@ from driver.kernel.netlink import numbers as nl
 HEADER = struct.Struct("=IHHII")
 """Of every message (nlmsghdr): length with itself, type, flags, sequence, port."""
 CHUNK = 64 << 10
-"""Bytes to read at a time; the kernel fills at most 32 KiB of one answer."""
+"""Bytes to read at a time; the kernel puts at most 32 KiB into one answer."""
 
 _ATTRIBUTE = struct.Struct("=HH")
 _BATCH = 200
@@ -36,7 +36,7 @@ _OPTIONS = (
     (nl.SOL_NETLINK, nl.NETLINK_EXT_ACK, 1, "the kernel's refusals come without an explanation"),
     (nl.SOL_NETLINK, nl.NETLINK_GET_STRICT_CHK, 1, "the state of networks is read more slowly"),
 )
-"""Each with what it costs to do without."""
+"""Each with what its absence costs."""
 
 
 class Request(NamedTuple):
@@ -84,7 +84,7 @@ class Channel:
                 raise refusal
 
     def attempt(self, requests: Sequence[Request]) -> list[Refused | None]:
-        """Carry out *requests*, each for itself; return for each None or why not."""
+        """Carry out *requests*, each on its own; return for each None or why not."""
         results: list[Refused | None] = []
         for start in range(0, len(requests), _BATCH):
             results += self._batch(requests[start : start + _BATCH])
@@ -116,7 +116,7 @@ class Channel:
         return answers
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """Return the payloads of all objects; raise OSError when the kernel does not hold still."""
+        """Return the payloads of all objects; raise OSError when they keep changing."""
         for _ in range(_DUMP_TRIES):
             found = self._dump_once(kind, body)
             if found is not None:
@@ -124,7 +124,7 @@ class Channel:
         raise Refused(errno.EINTR, f"the kernel's tables changed during each of {_DUMP_TRIES} reads")
 
     def _dump_once(self, kind: int, body: bytes) -> list[bytes] | None:
-        """Read to the end in any case: what is left in the socket would be taken for the next answer."""
+        """Always read to the end: what is left in the socket would be taken for the next answer."""
         start = self._send([Request(kind, nl.NLM_F_DUMP, body)])
         found: list[bytes] = []
         whole = True
@@ -140,7 +140,7 @@ class Channel:
     def _batch(self, requests: Sequence[Request]) -> list[Refused | None]:
         """Ask for one acknowledgement, that of the last request.
 
-        The kernel works through a batch in order and reports every failure, asked or not; so that
+        The kernel works through a batch in order and reports every failure, asked or not; so that one
         acknowledgement says that the silent ones succeeded.
         """
         *first, last = requests
@@ -152,7 +152,7 @@ class Channel:
                     results[number] = refusal
                     if number == len(requests) - 1:
                         return results
-        except OSError as failure:  # ENOBUFS: some answers are lost, and nobody knows which
+        except OSError as failure:  # ENOBUFS: some answers are lost, and we cannot know which
             return [Refused(failure.errno or errno.EIO, str(failure.strerror))] * len(requests)
 
     def _acknowledgements(self, start: int) -> Iterator[tuple[int, Refused | None]]:

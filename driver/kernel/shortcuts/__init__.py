@@ -5,5 +5,5 @@ Belongs here: the BPF program and its maps, and the tc filter that holds them.
 Stays out: which containers get one. A kernel that has none of this works without it.
 
 A reviewer checks: a failure leaves the bridge in charge, never a frame that goes nowhere; a program that
-works in another way bears another name.
+works differently bears another name.
 """

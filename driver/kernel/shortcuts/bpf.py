@@ -1,4 +1,4 @@
-"""The program's map, and how both get into the kernel: by bpf(2), without a library."""
+"""The program's map, and how both are loaded into the kernel: by bpf(2), without a library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Rows:
-    """A map: destination address to index of a port. Close it; a program that uses it keeps it."""
+    """A map from destination address to index of a port. Close it; a program that uses it keeps it alive."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -52,7 +52,9 @@ class Rows:
                 raise OSError(errno.ENOENT, "not our program")
         finally:
             os.close(descriptor)
-        return cls(_bpf(BPF_MAP_GET_FD_BY_ID, ids.raw[:4]))  # in the order in which the program names them
+        return cls(
+            _bpf(BPF_MAP_GET_FD_BY_ID, ids.raw[:4])
+        )  # in the order in which the program refers to them
 
     def put(self, mac: Mac, port: int) -> None:
         """Add or change a row; raise OSError."""
@@ -72,7 +74,7 @@ class Rows:
         batch = ctypes.create_string_buffer(
             struct.pack("=QQQQIIQQ", *pointers, _ROWS, self._descriptor, 0, 0)
         )
-        with contextlib.suppress(FileNotFoundError):  # these were all
+        with contextlib.suppress(FileNotFoundError):  # no more keys
             _call(BPF_MAP_LOOKUP_BATCH, batch)
         (count,) = struct.unpack_from("=I", batch, 32)
         macs = (Mac(packed.hex(":")) for (packed,) in _KEY.iter_unpack(keys.raw[: count * _KEY.size]))

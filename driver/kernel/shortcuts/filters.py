@@ -27,19 +27,19 @@ _INGRESS = _CLSACT_HANDLE | nl.TC_H_MIN_INGRESS
 _HANDLE, _PRIORITY = 1, 0x7079
 _INFO = _PRIORITY << 16 | socket.htons(nl.ETH_P_ALL)
 _NONE = (*GONE, errno.EINVAL, errno.EOPNOTSUPP)
-"""How the kernel says that there is no filter: no device, no qdisc, or none in this kernel."""
+"""How the kernel says that there is no filter: no device, no qdisc, or no support in this kernel."""
 _OUR_NAME = bpf.NAME
-"""A program that works in another way needs another name, so that it takes the old one's place."""
+"""A program that works differently needs another name, so that it replaces the old one."""
 
 _LOOPBACK = 1
 """The index of every namespace's own loopback device."""
 _PORT, _PEER, _MAC, _MTU = "port", "peer", Mac("02:00:00:00:00:01"), 1500
-"""Of the pair by which shortcuts are tried out."""
+"""The names of the pair used to try shortcuts out."""
 _FRAMES, _LOOKS, _PAUSE = 32, 10, 0.02
 
 
 def try_out() -> None:
-    """Lead frames through one where nobody is; raise OSError where they do not arrive or are not counted."""
+    """Send frames through one in an empty namespace; raise OSError if they are lost or not counted."""
     with contextlib.ExitStack() as stack:
         outside, inside = _nowhere(stack), _nowhere(stack)
         ends = [netns.inside(space, Channel.here) for space in (outside, inside)]
@@ -58,7 +58,7 @@ def try_out() -> None:
 
 
 def read_map(channel: Channel, tunnel: int) -> list[tuple[Mac, int]]:
-    """Return which MACs are led from *tunnel* to which port, by its index.
+    """Return which MACs are sent from *tunnel* to which port, by its index.
 
     Raises Refused when the filters cannot be listed, another OSError when the map cannot be read.
     """
@@ -70,15 +70,15 @@ def read_map(channel: Channel, tunnel: int) -> list[tuple[Mac, int]]:
 
 
 def lead(channel: Channel, tunnel: int, mac: Mac, port: int) -> None:
-    """Lead frames for *mac* from *tunnel* into the container behind *port*; raise OSError."""
+    """Send frames for *mac* from *tunnel* into the container behind *port*; raise OSError."""
     program = _program(channel, tunnel)
     with contextlib.closing(_install(channel, tunnel) if program is None else Rows.of(program)) as rows:
-        rows.delete(mac)  # should the next step fail, the bridge is better than a port that is gone
+        rows.delete(mac)  # if the next step fails, the bridge is better than a port that is gone
         rows.put(mac, port)
 
 
 def lead_no_more(channel: Channel, tunnel: int, mac: Mac) -> None:
-    """Lead frames for *mac* over the bridge again. Raises OSError."""
+    """Send frames for *mac* over the bridge again. Raises OSError."""
     program = _program(channel, tunnel)
     if program is not None:
         with contextlib.closing(Rows.of(program)) as rows:
@@ -86,7 +86,7 @@ def lead_no_more(channel: Channel, tunnel: int, mac: Mac) -> None:
 
 
 def remove(channel: Channel, tunnel: int) -> None:
-    """Lead all frames over the bridge again: the filter goes. Raises OSError."""
+    """Send all frames over the bridge again: remove the filter. Raises OSError."""
     if _program(channel, tunnel) is not None:
         head = _TCMSG.pack(0, tunnel, _HANDLE, _INGRESS, _INFO)
         channel.do(Request(nl.RTM_DELTFILTER, 0, head + attribute(nl.TCA_KIND, b"bpf\0")))
@@ -110,7 +110,7 @@ def _program(channel: Channel, tunnel: int) -> int | None:
 
 
 def _install(channel: Channel, tunnel: int) -> Rows:
-    """Make map, program and filter. The filter keeps the other two; without it they end with us."""
+    """Make map, program and filter. The filter keeps the other two alive; without it they end with us."""
     rows = Rows.new()
     try:
         program = rows.load()

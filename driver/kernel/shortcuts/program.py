@@ -1,8 +1,8 @@
-"""The one BPF program of ours, step by step. No compiler, no object file.
+"""Our only BPF program, step by step. No compiler, no object file.
 
 It looks at a frame's destination address. One that its map knows goes straight into the container behind
 that port; every other goes on as if the program were not there. So does a sender's first frame in each
-minute or so: the bridge learns from it where that sender is, and would else flood all that is sent there.
+minute or so: the bridge learns from it where that sender is, and would otherwise flood all frames to it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from driver.kernel import assembler as asm
 from driver.kernel.assembler import Line, Step
 
 SENDERS = 4096
-"""Places in the map of senders. Two with one place take turns in it, over the bridge: slower, not wrong."""
+"""Places in the map of senders. Two that share one take turns, over the bridge: slower, not wrong."""
 _MINUTE = 14
-"""Two to this power are 16 to 164 s of jiffies, by the kernel's HZ; a bridge forgets after 300 s."""
+"""Two to this power is 16 to 164 s of jiffies, depending on the kernel's HZ; a bridge forgets after 300 s."""
 
 # linux/bpf.h: helpers, offsets in struct __sk_buff
 BPF_FUNC_map_lookup_elem, BPF_FUNC_skb_change_type = 1, 32
@@ -38,7 +38,7 @@ R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = map(Register, range(11))
 def assembled(rows: int, senders: int) -> bytes:
     """Return the program, with the descriptors of its maps.
 
-    *rows* maps destinations to ports; *senders* is an array of who sent last in a place, and in which minute.
+    *rows* maps destinations to ports; *senders* is an array of the last sender in each place, and its minute.
     """
     lines: list[Line] = [
         _move(R6, R1),  # r6 = the frame
@@ -72,7 +72,9 @@ def assembled(rows: int, senders: int) -> bytes:
         _add(R2, -8),
         *_load_map(R1, senders),
         _call(BPF_FUNC_map_lookup_elem),
-        _jump(asm.BPF_JEQ, R0, 0, "over the bridge"),  # never: each place exists, but the kernel wants a look
+        _jump(
+            asm.BPF_JEQ, R0, 0, "over the bridge"
+        ),  # never: each place exists, but the verifier wants the check
         _load(asm.BPF_DW, R1, R0, 0),
         _jump(asm.BPF_JNE, R1, R8, "first in this minute"),
         _move(R1, R6),
