@@ -12,9 +12,11 @@ demo: $(VENV)/.ready ## three engines as a Swarm, the plugin on each, containers
 demo-down: $(VENV)/.ready ## removes every trace of the demo
 	$(BIN)/python -m tests.demo down
 
-test: check ## unit, real kernel, real etcd, real engines; of the faults a part
+test: check ## unit, real kernel, real etcd, real engines; of the faults a part; coverage by room
 	$(BIN)/python -m tests.lab ensure
-	$(BIN)/pytest -m "not faults" --tb=short --durations=10
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not faults" --tb=short --durations=10
+	$(BIN)/python -m tests.floors
 
 test-faults: $(VENV)/.ready ## every fault on real engines, under traffic; half an hour
 	$(BIN)/python -m tests.lab ensure

@@ -127,11 +127,14 @@ def eventually(attempt: Callable[[], T], seconds: float = 10) -> T:
 
 @contextlib.contextmanager
 def running(folder: Path, *prefix: str) -> Iterator[Server]:
-    """A process, started under the command *prefix*, that is killed in the end."""
+    """A process, started under the command *prefix*, that ends with the context, killed if it must be."""
     server = Server(folder, *prefix)
     try:
         eventually(server.oper_info)
         yield server
     finally:
+        server.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(2)
         server.process.kill()
         server.process.wait()

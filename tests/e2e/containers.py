@@ -59,11 +59,11 @@ class Container:
 
     def python(self, script: str, *args: str, timeout: float = 60) -> str:
         """Run a script of the machine's Python in the container's network."""
-        argv = ["nsenter", "-t", self.pid, "-n", sys.executable, "-c", script, *args]
+        argv = ["nsenter", "-t", self.pid, "-n", sys.executable, "-S", "-c", script, *args]
         return self.host.run(argv, timeout=timeout).stdout.strip()
 
     def popen(self, script: str, *args: str) -> Any:
-        argv = ["nsenter", "-t", self.pid, "-n", sys.executable, "-c", script, *args]
+        argv = ["nsenter", "-t", self.pid, "-n", sys.executable, "-S", "-c", script, *args]
         return self.host.popen(argv, stdin=-1, stdout=-1, text=True)
 
     @property

@@ -198,6 +198,7 @@ def unreachable(lab: Lab, facts: Facts, seconds: float = 1.0) -> list[str]:
             str(source.pid),
             "-n",
             sys.executable,
+            "-S",
             "-c",
             PING_ALL,
             str(seconds),
