@@ -1,6 +1,6 @@
 """What other hosts have: merging the control plane's views into what this host forwards to. Pure.
 
-Three rules decide what may be forgotten, because a row removed too early is an outage and a
+Four rules decide what may be forgotten, because a row removed too early is an outage and a
 row removed late points at a dead host:
 
 * A node that is in the view has said all that it has (its record is stored last), so what it
@@ -12,6 +12,8 @@ row removed late points at a dead host:
 * When more than half of the known nodes are missing, the fault is more likely ours or the
   store's than theirs, and nothing is removed. Those that are still missing when most have come
   back get a whole grace from then on: they are likely on their way.
+* While we ourselves are cut off from the store, nobody is judged: what is known is old. Those that are
+  missing when we are back get a whole grace, as above.
 """
 
 from __future__ import annotations
@@ -70,6 +72,13 @@ def settle(peers: Peers, answering: Collection[Address], now: float) -> Peers:
         for network, rows in peers.entries.items()
     }
     return replace(peers, nodes=nodes, entries=entries)
+
+
+def with_new_grace(peers: Peers, now: float) -> Peers:
+    """Give all nodes that are missing a whole grace from *now* on, when we have just reached the store."""
+    missing = {i: node for i, node in peers.nodes.items() if node.stale_since is not None}
+    granted = {i: replace(node, stale_since=now) for i, node in missing.items()}
+    return replace(peers, nodes={**peers.nodes, **granted}) if granted else peers
 
 
 def _late(peers: Peers, now: float) -> dict[NodeId, PeerNode]:

@@ -110,6 +110,7 @@ class EtcdWriter:
                     self._disconnect()
                     self._link = link
                     self._beat_at = 0.0
+                    self._orphans.restart()
                 now = time.monotonic()
                 if link is not None and self._due(now):
                     return link

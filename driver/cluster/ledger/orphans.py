@@ -21,6 +21,10 @@ class OrphanWatch:
         self._grace = grace
         self._since: dict[NodeId, float] = {}
 
+    def restart(self) -> None:
+        """Begin anew: who was away when we lost the store may have been back in the meantime."""
+        self._since = {}
+
     def due(self, view: View, now: float) -> Orphans:
         """Return the records of hosts away for longer than the grace, by host.
 
