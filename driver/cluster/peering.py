@@ -134,7 +134,7 @@ class Peering:
 def _merged(state: State, view: View, now: float, back: bool) -> State:
     """Merge *view*; *back* tells whether it is the first one after we have been cut off."""
     known = with_new_grace(state.peers, now) if back else state.peers
-    peers = merge(known, view, state.host.id, state.networks, now)
+    peers = merge(known, view, state.host.id, state.networks, now, own_vtep=state.host.vtep)
     services = heard(state.services, view, state.networks)
     if peers == state.peers and services == state.services:
         return state

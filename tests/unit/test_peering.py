@@ -16,7 +16,7 @@ from driver.cluster import peering
 from driver.cluster.peering import Peering
 from driver.wish.model import Host, Network, PeerNode, Peers
 from driver.wish.peers import GRACE, merge
-from driver.wish.records import Publication, View
+from driver.wish.records import NodeRecord, Publication, View
 from driver.wish.state import State, with_network
 from driver.wish.values import Address, NetworkId, NodeId
 from driver.wish.wish import Wish
@@ -168,6 +168,13 @@ def test_who_was_being_asked_when_we_were_cut_off_is_not_judged(world: World) ->
     assert "10.0.0.2" in world.rows()
 
 
+def test_nothing_is_sent_to_this_host_itself(world: World) -> None:
+    former = NodeId("former")
+    seen = view(*FULL.endpoints[NET].values(), record("10.0.0.8", former))
+    world.plane.say(replace(seen, nodes={**seen.nodes, former: NodeRecord(former, VTEP[ME])}))
+    assert world.rows() == {"10.0.0.2", "10.0.0.3", "10.0.0.4"}
+
+
 def test_that_most_are_missing_is_told_once_each_time(world: World, caplog: pytest.LogCaptureFixture) -> None:
     def told() -> int:
         return caplog.text.count("more than half of the known nodes are missing")
@@ -187,8 +194,8 @@ class Merging:
         self.meanwhile = meanwhile
         self.times = 0
 
-    def __call__(self, *arguments: Any) -> Peers:
-        merged = merge(*arguments)
+    def __call__(self, *arguments: Any, **options: Any) -> Peers:
+        merged = merge(*arguments, **options)
         self.times += 1
         self.meanwhile(self.times)
         return merged
