@@ -295,7 +295,7 @@ class Overlay:
 
     def _announce(self, network: NetworkId, endpoint: EndpointId) -> None:
         """Wait, within the budget, until others know us and the kernel knows what they have."""
-        if not self._peering.wait_published(ANNOUNCE_BUDGET):
+        if not self._peering.wait_announced(network, endpoint, ANNOUNCE_BUDGET):
             log.warning("endpoint %s: the store cannot be reached; other hosts are told later", endpoint)
             return
         _, revision = self._wish.snapshot()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from driver.wish.records import Publication, View
+from driver.wish.values import EndpointId, NetworkId
 from lib.supervised import Supervised
 
 
@@ -36,6 +37,12 @@ class ControlPlane(Protocol):
 
         *timeout* is in seconds. Returns False when time ran out; while the store is away it
         returns False at once, because waiting would help nobody.
+        """
+
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
+        """Wait, as above, until others can know of *endpoint*, and this host what they have in *network*.
+
+        Whatever else is still to be published or read is not waited for.
         """
 
     def stop(self, *, leave: bool) -> None:

@@ -14,7 +14,7 @@ from driver.cluster.publication import publication
 from driver.wish.peers import heard, merge, overdue, settle, too_many_stale, with_new_grace
 from driver.wish.records import Publication, View
 from driver.wish.state import State
-from driver.wish.values import Address
+from driver.wish.values import Address, EndpointId, NetworkId
 from driver.wish.wish import Wish
 from lib.supervised import Supervised
 
@@ -73,6 +73,10 @@ class Peering:
     def wait_published(self, timeout: float) -> bool:
         """Wait until others can know all that this host has, and this host what they have."""
         return self._control.wait_published(timeout)
+
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
+        """Wait until others can know of *endpoint*, and this host what they have in *network*."""
+        return self._control.wait_announced(network, endpoint, timeout)
 
     def _publish(self) -> None:
         with self._lock:

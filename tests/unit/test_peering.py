@@ -18,7 +18,7 @@ from driver.wish.model import Host, Network, PeerNode, Peers
 from driver.wish.peers import GRACE, merge
 from driver.wish.records import NodeRecord, Publication, View
 from driver.wish.state import State, with_network
-from driver.wish.values import Address, NetworkId, NodeId
+from driver.wish.values import Address, EndpointId, NetworkId, NodeId
 from driver.wish.wish import Wish
 from lib.supervised import Supervised
 from tests.fakes.disk import MemoryDisk
@@ -43,6 +43,9 @@ class Plane:
     def publish(self, wish: Publication) -> None: ...
 
     def wait_published(self, timeout: float) -> bool:
+        return timeout >= 0
+
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
         return timeout >= 0
 
     def stop(self, *, leave: bool) -> None: ...

@@ -15,7 +15,7 @@ from driver.cluster.etcd.reader import EtcdReader
 from driver.cluster.etcd.tls import PlainSessions, Sessions
 from driver.cluster.etcd.writer import EtcdWriter
 from driver.wish.records import Publication, View
-from driver.wish.values import NodeId
+from driver.wish.values import EndpointId, NetworkId, NodeId
 from lib.supervised import Supervised
 
 _STOP_SECONDS: Final = 3.0
@@ -59,10 +59,21 @@ class EtcdControlPlane:
 
     def wait_published(self, timeout: float) -> bool:
         """Wait until the store has it; see ControlPlane."""
+        with self._exchange.changed:
+            return self._wait(self._exchange.settled, timeout)
+
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
+        """Wait until others can know of *endpoint*; see ControlPlane."""
         exchange = self._exchange
         with exchange.changed:
-            exchange.changed.wait_for(lambda: exchange.link is None or exchange.settled(), timeout)
-            return exchange.link is not None and exchange.settled()
+            keys = exchange.ledger.keys_of(endpoint)
+            return self._wait(lambda: exchange.announced(network, keys), timeout)
+
+    def _wait(self, fact: Callable[[], bool], timeout: float) -> bool:
+        """Wait for *fact* while there is a store. The exchange's lock must be held."""
+        exchange = self._exchange
+        exchange.changed.wait_for(lambda: exchange.link is None or fact(), timeout)
+        return exchange.link is not None and fact()
 
     def stop(self, *, leave: bool) -> None:
         """End within a few seconds; see ControlPlane.

@@ -73,9 +73,9 @@ class Claims:
         """Return the next things to do, at most *limit*."""
         return list(islice(self._todo.values(), limit))
 
-    def settled(self) -> bool:
-        """Tell whether there is nothing to do: what is wanted is held, or left to another host."""
-        return not self._todo
+    def settled(self, keys: Collection[str] | None = None) -> bool:
+        """Tell whether all that is wanted, or that of *keys*, is held or left to another host."""
+        return not self._todo if keys is None else self._todo.keys().isdisjoint(keys)
 
     def answered(self, claim: Claim, done: bool, revision: int) -> None:
         """Take in the store's answer to *claim*; *done* is false when its condition did not hold."""

@@ -29,7 +29,7 @@ from driver.cluster.ledger.codec import (
 )
 from driver.cluster.ledger.table import Entry, Table
 from driver.wish.records import EndpointRecord, Offer, Publication, View
-from driver.wish.values import NodeId
+from driver.wish.values import EndpointId, NodeId
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +157,14 @@ class Ledger:
     def settled(self, lease: int) -> bool:
         """Tell whether the store holds our publication and every followed network was read."""
         return not self.pending(1) and self.pending_node(lease) is None and not self.unread()
+
+    def keys_of(self, endpoint: EndpointId) -> set[str]:
+        """Return the keys of the records that are published of *endpoint*."""
+        return {key for record, (key, _) in self._lines.items() if record.endpoint == endpoint}
+
+    def announced(self, keys: Collection[str]) -> bool:
+        """Tell whether the store holds the records with *keys*, and the node record that makes them count."""
+        return self._claims.settled(keys) and self._node_value() in (None, self._node_entry.value)
 
     def _want_services(self, offer: Offer) -> None:
         records = (record for some in offer.values() for record in some)
