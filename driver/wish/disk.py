@@ -105,6 +105,7 @@ def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
         "mac": endpoint.mac,
         "phase": endpoint.phase.value,
         "sandbox": endpoint.sandbox,
+        **({"claimed": endpoint.claimed} if endpoint.claimed else {}),
     }
 
 
@@ -116,6 +117,7 @@ def _read_endpoint(item: dict[str, Any]) -> Endpoint:
         Mac(item["mac"]),
         Phase(item["phase"]),
         item.get("sandbox", ""),  # of a version that did not know it
+        item.get("claimed", 0),
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from driver.cluster.etcd.client import EtcdClient, EtcdError
 from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import PlainSessions
 from driver.cluster.ledger.codec import encode_endpoint, node_key
-from driver.wish.values import NodeId
+from driver.wish.values import EndpointId, NodeId
 from tests.cluster.harness import (
     NET2,
     EtcdBench,
@@ -285,6 +286,31 @@ def test_the_same_cluster_restarted_empty_is_a_new_store(etcd: Path, tmp_path: P
         still_speak(a, b, 80)
     finally:
         member.kill()
+
+
+def test_a_host_that_comes_to_a_new_store_last_takes_no_address_back(
+    bench: EtcdBench, host: MakeHost
+) -> None:
+    other = Relay(bench.member.port)
+    a, b = host("a", other.url), host("b", bench.relay.url)
+    mine = replace(E1, claimed=1_000)
+    theirs = replace(E1, node=NodeId("b"), endpoint=EndpointId("theirs"), claimed=2_000)
+    a.join(mine)
+    b.join(E2)
+    wait_until(lambda: b.sees(mine))
+    other.cut()
+    wait_until(lambda: not a.view.connected)
+    b.join(E2, theirs)
+    assert b.published()
+    bench.replace()
+    wait_until(lambda: b.view.connected and len(bench.dump()) == 3)
+    other.target = bench.member.port
+    other.mend()
+    assert a.published()
+    assert bench.dump()[key_of(mine)] == encode_endpoint(theirs)
+    wait_until(lambda: a.sees(theirs))
+    a.plane.stop(leave=False)
+    other.close()
 
 
 def test_silence_is_noticed(bench: EtcdBench, host: MakeHost) -> None:

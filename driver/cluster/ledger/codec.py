@@ -9,6 +9,11 @@
 
 Values are JSON objects. A reader ignores fields that it does not know, so a newer host
 may add some; a change that an older reader would get wrong needs a new version in the key.
+Hosts of two versions share a store while they are upgraded one after another, so what was added later
+is optional for the newer reader too:
+
+* ``claimed`` of an endpoint: when its host claimed the address, in milliseconds since 1970. A record without
+  it counts as earlier than all that have one; of two without, that of the host which puts it last stays.
 """
 
 from __future__ import annotations
@@ -119,7 +124,8 @@ def encode_node(record: NodeRecord) -> str:
 
 def encode_endpoint(record: EndpointRecord) -> str:
     """Return the value of an address's key: equal records give equal text."""
-    return _dump({"mac": record.mac, "node": record.node, "endpoint": record.endpoint})
+    claimed = {"claimed": record.claimed} if record.claimed else {}
+    return _dump({"mac": record.mac, "node": record.node, "endpoint": record.endpoint, **claimed})
 
 
 def encode_service(record: ServiceRecord) -> str:
@@ -153,6 +159,7 @@ def decode_endpoint(key: str, value: str) -> EndpointRecord:
             mac=parse_mac("mac", _text(fields, "mac")),
             node=NodeId(_shared_id("node", _text(fields, "node"))),
             endpoint=EndpointId(parse_id("endpoint", _text(fields, "endpoint"))),
+            claimed=_milliseconds(fields, "claimed"),
         )
     except (BadRequest, ValueError) as error:
         raise Unreadable(f"{key}: {error}") from None
@@ -190,6 +197,14 @@ def decode_leader(key: str, value: str) -> NodeId:
         raise Unreadable(f"{key}: {error}") from None
 
 
+def claimed_at(key: str, value: str) -> int:
+    """Return when a record of a network was claimed, as `EndpointRecord.claimed`; 0 when it does not say."""
+    try:
+        return _milliseconds(_load(key, value), "claimed")
+    except Unreadable:
+        return 0
+
+
 def owner_of(key: str, value: str) -> NodeId:
     """Return the node that has written a record of a network; raise Unreadable when none can be told."""
     if is_leader_key(key):
@@ -219,6 +234,11 @@ def _load(key: str, value: str) -> dict[str, object]:
     if not isinstance(fields, dict):
         raise Unreadable(f"{key}: not a JSON object")
     return fields
+
+
+def _milliseconds(fields: dict[str, object], name: str) -> int:
+    value = fields.get(name)
+    return value if type(value) is int and value > 0 else 0
 
 
 def _text(fields: dict[str, object], name: str) -> str:
