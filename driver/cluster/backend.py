@@ -46,4 +46,7 @@ class ControlPlane(Protocol):
         """
 
     def stop(self, *, leave: bool) -> None:
-        """End. With *leave*, first withdraw everything of ours (bounded to a few seconds)."""
+        """End. First bring out what was published last, or with *leave* withdraw everything of ours.
+
+        Both are bounded to a few seconds, and left undone while the store is away.
+        """

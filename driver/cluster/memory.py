@@ -21,7 +21,7 @@ from lib.supervised import Supervised
 
 _BATCH = 128
 _LEASE = 1
-_LEAVE_SECONDS = 3.0
+_STOP_SECONDS = 3.0
 
 
 class MemoryStore:
@@ -150,9 +150,10 @@ class MemoryControlPlane:
     def stop(self, *, leave: bool) -> None:
         """End; see ControlPlane."""
         was_started = self._thread.alive
-        if leave and was_started:
+        if leave:
             self.publish(Publication())
-            self.wait_published(_LEAVE_SECONDS)
+        if was_started:
+            self.wait_published(_STOP_SECONDS)
         self._thread.end()
         with self._changed:
             self._changed.notify_all()

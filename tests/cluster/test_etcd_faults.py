@@ -344,6 +344,18 @@ def test_a_store_that_is_full_is_complained_of_once_and_read_on(
         member.kill()
 
 
+def test_a_store_that_refuses_holds_no_stop_up(bench: EtcdBench, host: MakeHost) -> None:
+    """The engine kills a plugin that takes too long."""
+    a = host("a", bench.relay.url)
+    a.join(E1)
+    assert a.published()
+    bench.member.call("maintenance/alarm", action="ACTIVATE", memberID=0, alarm="NOSPACE")
+    a.join(E1, E2)
+    start = time.monotonic()
+    a.plane.stop(leave=False)
+    assert time.monotonic() - start < 3
+
+
 def test_many_changes_while_the_user_is_slow_are_told_at_once(bench: EtcdBench, host: MakeHost) -> None:
     a = host("a", bench.relay.url)
     views: list[int] = []

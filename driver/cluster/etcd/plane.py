@@ -19,6 +19,9 @@ from driver.wish.values import EndpointId, NetworkId, NodeId
 from lib.supervised import Supervised
 
 _STOP_SECONDS: Final = 3.0
+_FLUSH_SECONDS: Final = 1.0
+"""Seconds of these for what is still to be said when we stop without leaving: a container that has just ended
+must not be vouched for while we are away."""
 
 
 class EtcdControlPlane:
@@ -80,15 +83,18 @@ class EtcdControlPlane:
 
         Who leaves revokes the lease; who does not has the node record outlive it.
         """
-        deadline = time.monotonic() + _STOP_SECONDS
+        exchange, deadline = self._exchange, time.monotonic() + _STOP_SECONDS
         if leave and self._reader.thread.alive:
             self.publish(Publication())
             if self.wait_published(_STOP_SECONDS):
                 self._writer.revoke()
-        link = self._exchange.link
+        elif self._reader.thread.alive:
+            with exchange.changed:
+                self._wait(lambda: exchange.ledger.published(exchange.lease), _FLUSH_SECONDS)
+        link = exchange.link
         for thread in self.threads:
             thread.end()
-        self._exchange.stop()
+        exchange.stop()
         for thread in reversed(self.threads):
             thread.join(max(0.1, deadline - time.monotonic()))
         if link is not None and not leave:

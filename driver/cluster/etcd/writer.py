@@ -53,6 +53,10 @@ class EtcdWriter:
 
         Containers go on while the plugin is upgraded, and their host must not be taken for dead
         meanwhile. Who claims one of our addresses gets it all the same.
+
+        The price is that a host which dies meanwhile counts as live for what is left of the hour. Rows to it
+        cost little: Swarm starts its tasks elsewhere, with other addresses. To judge a paused host by whether
+        it answers would cut running containers off wherever ICMP is filtered.
         """
         with self._exchange.changed:
             lease, record = self._exchange.lease, self._exchange.ledger.node_record()

@@ -154,9 +154,13 @@ class Ledger:
             self._node_entry = Entry(self._node_key, value, revision)
             self._node_lease = None if value is None else lease
 
+    def published(self, lease: int) -> bool:
+        """Tell whether the store holds our publication."""
+        return not self.pending(1) and self.pending_node(lease) is None
+
     def settled(self, lease: int) -> bool:
         """Tell whether the store holds our publication and every followed network was read."""
-        return not self.pending(1) and self.pending_node(lease) is None and not self.unread()
+        return self.published(lease) and not self.unread()
 
     def keys_of(self, endpoint: EndpointId) -> set[str]:
         """Return the keys of the records that are published of *endpoint*."""
