@@ -17,9 +17,17 @@ import pytest
 from driver.cluster.etcd.client import EtcdClient, EtcdError
 from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import PlainSessions
-from driver.cluster.ledger.codec import encode_endpoint, node_key
-from driver.wish.values import EndpointId, NodeId
+from driver.cluster.ledger.codec import (
+    encode_endpoint,
+    encode_leader,
+    encode_service,
+    leader_key,
+    node_key,
+    service_key,
+)
+from driver.wish.values import EndpointId, NetworkId, NodeId
 from tests.cluster.harness import (
+    NET,
     NET2,
     EtcdBench,
     EtcdMember,
@@ -27,6 +35,7 @@ from tests.cluster.harness import (
     b64,
     endpoint,
     key_of,
+    service,
     start_members,
     wait_until,
 )
@@ -176,6 +185,31 @@ def test_records_of_a_host_long_dead_are_removed(bench: EtcdBench, host: MakeHos
     assert a.sees(dead)
     wait_until(lambda: a.sees_none(dead) and a.sees_none(moved), 6)
     assert bench.dump().keys() == {key_of(E1), key_of(E2), node_key(NodeId("a")), node_key(NodeId("b"))}
+
+
+def test_what_is_left_of_networks_that_nobody_has_is_removed(bench: EtcdBench, host: MakeHost) -> None:
+    """They were removed while their hosts were away: nobody follows them."""
+    lost, kept = NetworkId("lost"), NetworkId("kept")
+    old = [endpoint("a", 50, lost), *(endpoint(f"dead{i}", 51 + i, lost) for i in range(100))]
+    for record in old:
+        bench.put(key_of(record), encode_endpoint(record))
+    for speaker in ("a", "dead1"):
+        said = service(1, 11, network=lost)
+        bench.put(service_key(NodeId(speaker), said), encode_service(said))
+    bench.put(leader_key(lost), encode_leader(NodeId("dead1")))
+    bench.put("/pyoverlay/v1/later", "of a version to come")
+    b = host("b", bench.relay.url, lease_ttl=1, orphan_grace=60.0)
+    b.join(E2, endpoint("b", 52, kept), networks=(NET, kept))
+    assert b.published()
+    a = host("a", bench.relay.url, lease_ttl=1, orphan_grace=1.0)
+    a.join(E1)
+    assert a.published()
+    wait_until(lambda: not any("/lost/" in key for key in bench.dump()), 15)
+    assert bench.dump().keys() == {
+        *map(key_of, (E1, E2, endpoint("b", 52, kept))),
+        *(node_key(NodeId(name)) for name in "ab"),
+        "/pyoverlay/v1/later",
+    }
 
 
 def test_when_most_hosts_seem_dead_nothing_is_removed(bench: EtcdBench, host: MakeHost) -> None:

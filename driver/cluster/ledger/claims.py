@@ -74,6 +74,11 @@ class Claims:
         """Return the keys that are held and no longer wanted."""
         return self._held.keys() - (self._wanted or {}).keys()
 
+    def is_leftover(self, entry: Entry) -> bool:
+        """Tell whether a record, of a part of the store that is not followed, is ours and not wanted."""
+        spoken = self._wanted is not None and entry.key not in self._wanted
+        return spoken and self._is_ours(entry.key, entry.value or "")
+
     def pending(self, limit: int) -> list[Claim]:
         """Return the next things to do, at most *limit*."""
         return list(islice(self._todo.values(), limit))

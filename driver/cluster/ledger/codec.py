@@ -34,6 +34,8 @@ Scope = NewType("Scope", str)
 """A part of the store that is read and watched as a whole: what its keys begin with."""
 
 NODES: Final = Scope(ROOT + "nodes/")
+NETWORKS: Final = Scope(ROOT)
+"""All that is about networks, and the nodes."""
 _ENDPOINTS: Final = ROOT + "endpoints/"
 _SERVICES: Final = ROOT + "services/"
 _LEADER: Final = "leader"
@@ -51,6 +53,11 @@ def endpoints_of(network: NetworkId) -> Scope:
 def services_of(network: NetworkId) -> Scope:
     """Return where the services of a network are."""
     return Scope(f"{_SERVICES}{network}/")
+
+
+def end_of(scope: Scope) -> str:
+    """Return the first key after all those of *scope*."""
+    return scope[:-1] + chr(ord(scope[-1]) + 1)
 
 
 def is_services(scope: Scope) -> bool:

@@ -111,6 +111,10 @@ class Ledger:
             elif not entry.key.startswith(NODES):
                 self._kind_of(entry.key).seen([entry])
 
+    def is_leftover(self, entry: Entry) -> bool:
+        """Tell whether a record of a network that is not followed is ours and not wanted (any more)."""
+        return self._kind_of(entry.key).is_leftover(entry)
+
     def pending(self, limit: int) -> list[Claim]:
         """Return the next records to put or to withdraw.
 
