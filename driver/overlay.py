@@ -8,6 +8,7 @@ the engine retries, replays and forgets (moby libnetwork/drivers/remote/driver.g
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -185,12 +186,17 @@ class Overlay:
         if not interfaces:
             raise BadRequest.field("Interface.Address", "", "the network's IPAM driver must give an address")
         chosen = mac or mac_of(interfaces[0].ip)
+        now = time.time_ns() // 1_000_000
 
         def transition(state: State) -> State:
             known = state.network(network_id)
             _check_addresses(known, interfaces)
             self._check_free(state, network_id, endpoint_id, interfaces)
-            return with_endpoint(state, Endpoint(endpoint_id, network_id, tuple(interfaces), chosen))
+            former = state.endpoints.get(endpoint_id)
+            claimed = former.claimed if former else now  # a repeated call is no new claim
+            return with_endpoint(
+                state, Endpoint(endpoint_id, network_id, tuple(interfaces), chosen, claimed=claimed)
+            )
 
         self._wish.change(transition)
         return None if mac else chosen
@@ -294,8 +300,8 @@ class Overlay:
 
     def _announce(self, network: NetworkId, endpoint: EndpointId) -> None:
         """Wait, within the budget, until others know us and the kernel knows what they have."""
-        if not self._peering.wait_published(ANNOUNCE_BUDGET):
-            log.warning("endpoint %s: the store cannot be reached; other hosts will be told later", endpoint)
+        if not self._peering.wait_announced(network, endpoint, ANNOUNCE_BUDGET):
+            log.warning("endpoint %s: the store cannot be reached; other hosts are told later", endpoint)
             return
         _, revision = self._wish.snapshot()
         try:

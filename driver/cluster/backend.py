@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from driver.wish.records import Publication, View
+from driver.wish.values import EndpointId, NetworkId
 from lib.supervised import Supervised
 
 
@@ -38,5 +39,14 @@ class ControlPlane(Protocol):
         returns False at once, because waiting would not help.
         """
 
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
+        """Wait, as above, until others can know of *endpoint*, and this host what they have in *network*.
+
+        Whatever else is still to be published or read is not waited for.
+        """
+
     def stop(self, *, leave: bool) -> None:
-        """End. With *leave*, first withdraw everything of ours (bounded to a few seconds)."""
+        """End. First bring out what was published last, or with *leave* withdraw everything of ours.
+
+        Both are bounded to a few seconds, and left undone while the store is away.
+        """

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from driver.cluster.ledger.claims import Claim, Put, Withdraw
 from driver.cluster.ledger.codec import NODES, Scope, node_key
 from driver.cluster.ledger.ledger import Ledger
 from driver.cluster.ledger.table import Entry
 from driver.wish.records import Publication, View
-from driver.wish.values import NodeId
+from driver.wish.values import EndpointId, NetworkId, NodeId
 from lib.supervised import Supervised
 
 _BATCH = 128
 _LEASE = 1
-_LEAVE_SECONDS = 3.0
+_STOP_SECONDS = 3.0
 
 
 class MemoryStore:
@@ -138,21 +138,22 @@ class MemoryControlPlane:
 
     def wait_published(self, timeout: float) -> bool:
         """Wait until the store has it; see ControlPlane."""
-        deadline = time.monotonic() + timeout
         with self._changed:
-            while not self._settled():
-                left = deadline - time.monotonic()
-                if self._away() or left <= 0 or self._thread.stopping:
-                    return False
-                self._changed.wait(left)
-            return True
+            return self._wait(self._settled, timeout)
+
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
+        """Wait until others can know of *endpoint*; see ControlPlane."""
+        with self._changed:
+            keys = self._ledger.keys_of(endpoint)
+            return self._wait(lambda: self._announced(network, keys), timeout)
 
     def stop(self, *, leave: bool) -> None:
         """End; see ControlPlane."""
         was_started = self._thread.alive
-        if leave and was_started:
+        if leave:
             self.publish(Publication())
-            self.wait_published(_LEAVE_SECONDS)
+        if was_started:
+            self.wait_published(_STOP_SECONDS)
         self._thread.end()
         with self._changed:
             self._changed.notify_all()
@@ -170,6 +171,19 @@ class MemoryControlPlane:
 
     def _away(self) -> bool:
         return self._cut or self._store.away
+
+    def _wait(self, fact: Callable[[], bool], timeout: float) -> bool:
+        """Wait for *fact* while there is a store. The lock must be held."""
+        deadline = time.monotonic() + timeout
+        while not fact():
+            left = deadline - time.monotonic()
+            if self._away() or left <= 0 or self._thread.stopping:
+                return False
+            self._changed.wait(left)
+        return True
+
+    def _announced(self, network: NetworkId, keys: Collection[str]) -> bool:
+        return self._told.connected and network in self._told.endpoints and self._ledger.announced(keys)
 
     def _settled(self) -> bool:
         wanted = self._ledger.view(connected=True)

@@ -11,10 +11,10 @@ from dataclasses import replace
 from driver.cluster.backend import ControlPlane
 from driver.cluster.probe import answering
 from driver.cluster.publication import publication
-from driver.wish.peers import heard, merge, overdue, settle, too_many_stale
+from driver.wish.peers import heard, merge, overdue, settle, too_many_stale, with_new_grace
 from driver.wish.records import Publication, View
 from driver.wish.state import State
-from driver.wish.values import Address
+from driver.wish.values import Address, EndpointId, NetworkId
 from driver.wish.wish import Wish
 from lib.supervised import Supervised
 
@@ -46,6 +46,8 @@ class Peering:
         """Hosts that were away from the store but answered the last probe."""
         self._frozen = False
         """Whether more than half of the nodes were missing at the last look."""
+        self._connected = False
+        """Whether the last view was: while we are cut off, nobody is judged by what was known before."""
         self._seen: State | None = None
         self._published: Publication | None = None
         self._lock = threading.Lock()
@@ -72,6 +74,10 @@ class Peering:
         """Wait until others can know all that this host has, and this host what they have."""
         return self._control.wait_published(timeout)
 
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
+        """Wait until others can know of *endpoint*, and this host what they have in *network*."""
+        return self._control.wait_announced(network, endpoint, timeout)
+
     def _publish(self) -> None:
         with self._lock:
             state = self._wish.state
@@ -84,20 +90,23 @@ class Peering:
 
     def _on_view(self, view: View) -> None:
         now = self._clock()
-        if not any(self._merged_outside(view, now) for _ in range(_TRIES)):
-            self._wish.change(lambda state: _merged(state, view, now))
+        back = view.connected and not self._connected
+        self._connected = self._connected and view.connected
+        if not any(self._merged_outside(view, now, back) for _ in range(_TRIES)):
+            self._wish.change(lambda state: _merged(state, view, now, back))
+        self._connected = view.connected
         frozen = view.connected and too_many_stale(self._wish.state.peers)
         if frozen and not self._frozen:
             log.error("more than half of the known nodes are missing from the store: keeping all their rows")
         self._frozen = frozen
 
-    def _merged_outside(self, view: View, now: float) -> bool:
-        """Merge *view* while calls continue; return False when one of them changed what was merged.
+    def _merged_outside(self, view: View, now: float, back: bool) -> bool:
+        """Merge *view* while calls go on; return False when one of them changed what was merged.
 
         This looks at all rows and takes 30 ms for 50,000 of them: too long to make every call wait.
         """
         seen = self._wish.state
-        merged = _merged(seen, view, now)
+        merged = _merged(seen, view, now, back)
 
         def step(state: State) -> tuple[State, bool]:
             same = state.peers is seen.peers and state.services is seen.services
@@ -111,7 +120,7 @@ class Peering:
 
     def _tick(self) -> float:
         now = self._clock()
-        late = overdue(self._wish.state.peers, now)
+        late = overdue(self._wish.state.peers, now) if self._connected else ()
         if late:
             self._settle(late, now)
         return _TICK
@@ -122,11 +131,14 @@ class Peering:
         for vtep in sorted(found - self._answering, key=str):
             log.warning("host %s is away from the store but answers: keeping its containers' rows", vtep)
         self._answering = found
-        self._wish.change(lambda state: replace(state, peers=settle(state.peers, found, now)))
+        if self._connected:  # still, after seconds of asking
+            self._wish.change(lambda state: replace(state, peers=settle(state.peers, found, now)))
 
 
-def _merged(state: State, view: View, now: float) -> State:
-    peers = merge(state.peers, view, state.host.id, state.networks, now)
+def _merged(state: State, view: View, now: float, back: bool) -> State:
+    """Merge *view*; *back* tells whether it is the first one after we have been cut off."""
+    known = with_new_grace(state.peers, now) if back else state.peers
+    peers = merge(known, view, state.host.id, state.networks, now, own_vtep=state.host.vtep)
     services = heard(state.services, view, state.networks)
     if peers == state.peers and services == state.services:
         return state

@@ -74,9 +74,11 @@ def _checksum(data: bytes) -> int:
 
 
 def _answers(raw: socket.socket, version: int, identity: bytes) -> Iterator[Address]:
-    """Yield the hosts that answer within the pause."""
+    """Yield who answers within the pause."""
+    waiter = select.poll()  # select() bears no descriptor above 1,023
+    waiter.register(raw, select.POLLIN)
     end = time.monotonic() + _PAUSE
-    while (left := end - time.monotonic()) > 0 and select.select([raw], [], [], left)[0]:
+    while (left := end - time.monotonic()) > 0 and waiter.poll(1000 * left):
         data, (sender, *_) = raw.recvfrom(2048)
         start = (data[0] & 0x0F) * 4 if version == 4 else 0  # IPv4 comes with its header (raw(7))
         if data[start : start + 1] == bytes([_ECHO[version][1]]) and data[start + 4 : start + 6] == identity:

@@ -11,7 +11,7 @@ def publication(state: State) -> Publication:
     host = state.host
     # An address has one record; the newest claim wins, and endpoints are in order of age.
     claims = {
-        (e.network, interface.ip): EndpointRecord(e.network, interface.ip, e.mac, host.id, e.id)
+        (e.network, interface.ip): EndpointRecord(e.network, interface.ip, e.mac, host.id, e.id, e.claimed)
         for e in state.receivers()
         for interface in e.interfaces
     }

@@ -74,7 +74,7 @@ class DockerApi:
             node=str(swarm.get("NodeID") or ""),
             address=str(swarm.get("NodeAddr") or ""),
             manager=swarm.get("ControlAvailable") is True,
-            managers=tuple(sorted({_host(m) for m in managers if isinstance(m, str) and m})),
+            managers=tuple(sorted({host_of(m) for m in managers if isinstance(m, str) and m})),
         )
 
     def leadership(self, facts: SwarmFacts) -> Leadership:
@@ -183,7 +183,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def _host(address: str) -> str:
+def host_of(address: str) -> str:
     """Return the host of "host:port", "[v6]:port", or of an address that has no port."""
     if address.startswith("["):
         return address[1:].partition("]")[0]

@@ -1,16 +1,17 @@
 """The store of a Swarm: the Swarm's leader runs it, all other nodes find it.
 
-One thread asks the engine. On every node it keeps the managers' addresses; on managers it also
-checks every second who leads, and starts or stops the etcd of this host accordingly. When the
-engine cannot tell (it restarts, the managers have no quorum) everything stays as it is, unless another
-manager serves: then the Swarm has a leader, and it is not us. Two stores at a time would split the nodes.
+The managers' addresses are in the Swarm's folder, or the engine says them. One thread asks the
+engine; on managers it also looks, every second, who leads, and starts or stops the etcd of this host
+accordingly. When the engine cannot tell (it restarts, the managers have no quorum) everything stays as it
+is, unless another manager serves: then the Swarm has a leader, and it is not us. Two stores at a time would
+part the nodes.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from driver.cluster.etcd.tls import TlsSessions
@@ -30,7 +31,15 @@ _MIN_SECONDS: Final = 0.1
 class LeaderEtcd:
     """Finds the store of the Swarm, and runs it while this host leads."""
 
-    def __init__(self, docker: DockerApi, settings: EtcdSettings) -> None:
+    def __init__(
+        self,
+        docker: DockerApi,
+        settings: EtcdSettings,
+        *,
+        noted: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """*noted* returns the managers that the Swarm's folder has; if none, the engine's answer counts."""
+        self._noted = noted
         self._docker = docker
         self._settings = settings
         self._facts = SwarmFacts()
@@ -68,7 +77,7 @@ class LeaderEtcd:
         if not self._wanted:
             self._wanted = True
             self._thread.wake()
-        hosts = dict.fromkeys(self._managers)
+        hosts = dict.fromkeys(self._known())
         own = self._facts.address
         if self._etcd.serving and own:
             hosts = dict.fromkeys([own, *hosts])
@@ -104,9 +113,12 @@ class LeaderEtcd:
                 self._etcd.stop("another manager runs it, and the engine here cannot tell who leads")
             self._etcd.keep()
 
+    def _known(self) -> Sequence[str]:
+        return self._noted() or self._managers
+
     def _another_serves(self) -> bool:
         """Tell whether the store of another manager answers."""
-        others = (host for host in self._managers if host != self._facts.address)
+        others = (host for host in self._known() if host != self._facts.address)
         return any(serves(self._sessions, host, self._settings.port) for host in others)
 
     def _refresh(self) -> None:

@@ -107,6 +107,7 @@ def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
         "mac": endpoint.mac,
         "phase": endpoint.phase.value,
         "sandbox": endpoint.sandbox,
+        **({"claimed": endpoint.claimed} if endpoint.claimed else {}),
     }
 
 
@@ -117,7 +118,8 @@ def _read_endpoint(item: dict[str, Any]) -> Endpoint:
         tuple(ip_interface(text) for text in item["interfaces"]),
         Mac(item["mac"]),
         Phase(item["phase"]),
-        item.get("sandbox", ""),  # missing in files of earlier versions
+        item.get("sandbox", ""),  # of a version that did not know it
+        item.get("claimed", 0),
     )
 
 

@@ -75,7 +75,10 @@ class Endpoint:
     mac: Mac
     phase: Phase = Phase.CREATED
     sandbox: str = ""
-    """The container's namespace, by the path given at Join; it may appear only after that."""
+    """The container's namespace, by the path that the engine said at Join; it may come only after that."""
+    claimed: int = 0
+    """When it was made, in milliseconds since 1970 by this host's clock; 0 if a version made it that did not
+    say so. Of two hosts with one address, the later claim counts where no store can tell which that is."""
 
     @property
     def addresses(self) -> frozenset[Address]:

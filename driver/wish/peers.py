@@ -1,6 +1,9 @@
 """What other hosts have: merging the control plane's views into what this host forwards to. Pure.
 
-Three rules decide what may be forgotten, because a row removed too early is an outage and a
+A node with this host's own VTEP is no other one: a former installation of the plugin here, whose records are
+still in the store and whose rows are still in the kernel. To send to it would be to send to ourselves.
+
+Four rules decide what may be forgotten, because a row removed too early is an outage and a
 row removed late points at a dead host:
 
 * A node that is in the view has said all that it has (its record is stored last), so what it
@@ -10,8 +13,10 @@ row removed late points at a dead host:
   After the grace the rows go, unless the host answers: then only its control plane is away, and
   its containers live.
 * When more than half of the known nodes are missing, the fault is more likely ours or the
-  store's than theirs, and nothing is removed. Those still missing when most have come back
-  get a full grace from then on: they are probably about to return.
+  store's than theirs, and nothing is removed. Those that are still missing when most have come
+  back get a whole grace from then on: they are likely on their way.
+* While we ourselves are cut off from the store, nobody is judged: what is known is old. Those that are
+  missing when we are back get a whole grace, as above.
 """
 
 from __future__ import annotations
@@ -29,7 +34,15 @@ GRACE = 30.0
 """Seconds that the rows of a node stay after its lease was seen to be gone."""
 
 
-def merge(peers: Peers, view: View, me: NodeId, followed: Iterable[NetworkId], now: float) -> Peers:
+def merge(
+    peers: Peers,
+    view: View,
+    me: NodeId,
+    followed: Iterable[NetworkId],
+    now: float,
+    *,
+    own_vtep: Address | None = None,
+) -> Peers:
     """Return what *peers* becomes in the light of *view* at monotonic second *now*.
 
     While the view is not connected nothing changes, except that networks no longer *followed*
@@ -38,9 +51,11 @@ def merge(peers: Peers, view: View, me: NodeId, followed: Iterable[NetworkId], n
     wanted = frozenset(followed)
     if not view.connected:
         return _restrict(peers, wanted)
-    nodes = _nodes(peers.nodes, view, me, now)
+    ours = {me} | {id_ for id_, record in view.nodes.items() if record.vtep == own_vtep}
+    others = {id_: node for id_, node in peers.nodes.items() if node.vtep != own_vtep}
+    nodes = _nodes(others, view, ours, now)
     entries = {
-        network: _entries(peers.entries.get(network, {}), view, network, nodes, me)
+        network: _entries(peers.entries.get(network, {}), view, network, nodes, ours)
         for network in sorted(wanted)
         if network in view.endpoints or network in peers.entries
     }
@@ -72,6 +87,13 @@ def settle(peers: Peers, answering: Collection[Address], now: float) -> Peers:
     return replace(peers, nodes=nodes, entries=entries)
 
 
+def with_new_grace(peers: Peers, now: float) -> Peers:
+    """Give all nodes that are missing a whole grace from *now* on, when we have just reached the store."""
+    missing = {i: node for i, node in peers.nodes.items() if node.stale_since is not None}
+    granted = {i: replace(node, stale_since=now) for i, node in missing.items()}
+    return replace(peers, nodes={**peers.nodes, **granted}) if granted else peers
+
+
 def _late(peers: Peers, now: float) -> dict[NodeId, PeerNode]:
     if too_many_stale(peers):
         return {}
@@ -96,12 +118,10 @@ def too_many_stale(peers: Peers) -> bool:
     return stale > 1 and stale * 2 > len(peers.nodes)
 
 
-def _nodes(known: Mapping[NodeId, PeerNode], view: View, me: NodeId, now: float) -> dict[NodeId, PeerNode]:
-    """Keep missing nodes until their grace ends, except where a new node with the same VTEP replaces one.
-
-    While the fault is likely ours, the grace of all missing nodes starts again with every view.
-    """
-    live = {id_: _live(known.get(id_), record.vtep) for id_, record in view.nodes.items() if id_ != me}
+def _nodes(
+    known: Mapping[NodeId, PeerNode], view: View, ours: Collection[NodeId], now: float
+) -> dict[NodeId, PeerNode]:
+    live = {id_: _live(known.get(id_), record.vtep) for id_, record in view.nodes.items() if id_ not in ours}
     away = {id_: node for id_, node in known.items() if id_ not in live}
     if not away:
         return live
@@ -124,17 +144,17 @@ def _entries(
     view: View,
     network: NetworkId,
     nodes: Mapping[NodeId, PeerNode],
-    me: NodeId,
+    ours: Collection[NodeId],
 ) -> dict[Address, Peer]:
     """Keep the rows of stale nodes, whose records may be lost; trust the view for all other nodes."""
     if network not in view.endpoints:
         return dict(known)
     listed = view.endpoints[network]
     stale = {id_ for id_, node in nodes.items() if node.stale_since is not None}
-    entries = _unclaimed(known, listed, nodes.keys() | {me}, stale) if stale else {}
+    entries = _unclaimed(known, listed, {*nodes, *ours}, stale) if stale else {}
     for address, record in listed.items():
         node = nodes.get(record.node)
-        if node is not None and record.node != me:
+        if node is not None and record.node not in ours:
             entries[address] = _peer(known.get(address), record, node)
     return entries
 

@@ -26,6 +26,8 @@ class EndpointRecord:
     mac: Mac
     node: NodeId
     endpoint: EndpointId
+    claimed: int = 0
+    """When *node* claimed the address: milliseconds since 1970 by its clock; 0 when that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

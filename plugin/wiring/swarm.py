@@ -10,6 +10,7 @@ from driver.mode import InSwarm
 from driver.swarm.etcd_process import EtcdSettings
 from driver.swarm.identity import swarm_credentials
 from driver.swarm.leader_etcd import LeaderEtcd
+from driver.swarm.remotes import known_managers
 from driver.swarm.service_watch import ServiceWatch
 from plugin.settings import Settings
 from plugin.wiring.runtime import Part, Runtime, docker_api, load_wish, set_vtep, users_store
@@ -24,7 +25,7 @@ def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
     if control is None:
         credentials = swarm_credentials(settings.swarm_dir / "certificates")
         etcd = EtcdSettings("etcd", settings.state_dir / "etcd", settings.store_port, credentials)
-        leader = LeaderEtcd(docker, etcd)
+        leader = LeaderEtcd(docker, etcd, noted=lambda: known_managers(settings.swarm_dir))
         control, store = EtcdControlPlane(node, leader.endpoints, TlsSessions(credentials)), [leader]
     return Runtime(
         settings,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from driver.cluster.ledger.codec import encode_endpoint, node_key
+from driver.cluster.ledger.codec import encode_endpoint, encode_node, node_key
 from driver.wish.records import Publication
 from driver.wish.values import EndpointId, NetworkId, NodeId
 from tests.cluster.conftest import MakeHost
@@ -376,6 +376,20 @@ def test_stopping_without_leaving_leaves_everything(bench: Bench, host: MakeHost
     again.plane.stop(leave=True)
     assert bench.dump() == {}
     assert len(a.views) == told
+
+
+def test_what_was_said_last_is_in_the_store_after_a_stop(bench: Bench, host: MakeHost) -> None:
+    """Else the others would send to containers that have ended for as long as we are away."""
+    a = host("a")
+    a.join(*(endpoint("a", i) for i in range(500)))
+    assert a.published()
+    new = endpoint("a", 600)
+    a.join(new)
+    a.plane.stop(leave=False)
+    assert bench.dump() == {
+        key_of(new): encode_endpoint(new),
+        node_key(NodeId("a")): encode_node(node("a")),
+    }
 
 
 @pytest.mark.parametrize("leave", [True, False])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,17 @@ import pytest
 from driver.cluster.etcd.client import EtcdClient, EtcdError
 from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import PlainSessions
-from driver.cluster.ledger.codec import encode_endpoint, node_key
-from driver.wish.values import NodeId
+from driver.cluster.ledger.codec import (
+    encode_endpoint,
+    encode_leader,
+    encode_service,
+    leader_key,
+    node_key,
+    service_key,
+)
+from driver.wish.values import EndpointId, NetworkId, NodeId
 from tests.cluster.harness import (
+    NET,
     NET2,
     EtcdBench,
     EtcdMember,
@@ -26,6 +35,7 @@ from tests.cluster.harness import (
     b64,
     endpoint,
     key_of,
+    service,
     start_members,
     wait_until,
 )
@@ -177,6 +187,31 @@ def test_records_of_a_host_long_dead_are_removed(bench: EtcdBench, host: MakeHos
     assert bench.dump().keys() == {key_of(E1), key_of(E2), node_key(NodeId("a")), node_key(NodeId("b"))}
 
 
+def test_what_is_left_of_networks_that_nobody_has_is_removed(bench: EtcdBench, host: MakeHost) -> None:
+    """They were removed while their hosts were away: nobody follows them."""
+    lost, kept = NetworkId("lost"), NetworkId("kept")
+    old = [endpoint("a", 50, lost), *(endpoint(f"dead{i}", 51 + i, lost) for i in range(100))]
+    for record in old:
+        bench.put(key_of(record), encode_endpoint(record))
+    for speaker in ("a", "dead1"):
+        said = service(1, 11, network=lost)
+        bench.put(service_key(NodeId(speaker), said), encode_service(said))
+    bench.put(leader_key(lost), encode_leader(NodeId("dead1")))
+    bench.put("/pyoverlay/v1/later", "of a version to come")
+    b = host("b", bench.relay.url, lease_ttl=1, orphan_grace=60.0)
+    b.join(E2, endpoint("b", 52, kept), networks=(NET, kept))
+    assert b.published()
+    a = host("a", bench.relay.url, lease_ttl=1, orphan_grace=1.0)
+    a.join(E1)
+    assert a.published()
+    wait_until(lambda: not any("/lost/" in key for key in bench.dump()), 15)
+    assert bench.dump().keys() == {
+        *map(key_of, (E1, E2, endpoint("b", 52, kept))),
+        *(node_key(NodeId(name)) for name in "ab"),
+        "/pyoverlay/v1/later",
+    }
+
+
 def test_when_most_hosts_seem_dead_nothing_is_removed(bench: EtcdBench, host: MakeHost) -> None:
     others = [endpoint(name, 10 + i) for i, name in enumerate("xyz")]
     for record in others:
@@ -287,6 +322,31 @@ def test_the_same_cluster_restarted_empty_is_a_new_store(etcd: Path, tmp_path: P
         member.kill()
 
 
+def test_a_host_that_comes_to_a_new_store_last_takes_no_address_back(
+    bench: EtcdBench, host: MakeHost
+) -> None:
+    other = Relay(bench.member.port)
+    a, b = host("a", other.url), host("b", bench.relay.url)
+    mine = replace(E1, claimed=1_000)
+    theirs = replace(E1, node=NodeId("b"), endpoint=EndpointId("theirs"), claimed=2_000)
+    a.join(mine)
+    b.join(E2)
+    wait_until(lambda: b.sees(mine))
+    other.cut()
+    wait_until(lambda: not a.view.connected)
+    b.join(E2, theirs)
+    assert b.published()
+    bench.replace()
+    wait_until(lambda: b.view.connected and len(bench.dump()) == 3)
+    other.target = bench.member.port
+    other.mend()
+    assert a.published()
+    assert bench.dump()[key_of(mine)] == encode_endpoint(theirs)
+    wait_until(lambda: a.sees(theirs))
+    a.plane.stop(leave=False)
+    other.close()
+
+
 def test_silence_is_noticed(bench: EtcdBench, host: MakeHost) -> None:
     """A relay that takes everything and passes on nothing: what TCP's probes do not see."""
     a = host("a", bench.relay.url)
@@ -316,6 +376,18 @@ def test_a_store_that_is_full_is_complained_of_once_and_read_on(
         assert a.published()
     finally:
         member.kill()
+
+
+def test_a_store_that_refuses_holds_no_stop_up(bench: EtcdBench, host: MakeHost) -> None:
+    """The engine kills a plugin that takes too long."""
+    a = host("a", bench.relay.url)
+    a.join(E1)
+    assert a.published()
+    bench.member.call("maintenance/alarm", action="ACTIVATE", memberID=0, alarm="NOSPACE")
+    a.join(E1, E2)
+    start = time.monotonic()
+    a.plane.stop(leave=False)
+    assert time.monotonic() - start < 3
 
 
 def test_many_changes_while_the_user_is_slow_are_told_at_once(bench: EtcdBench, host: MakeHost) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from driver.cluster.etcd.tls import TlsSessions
 from driver.swarm.docker_api import DockerApi
 from driver.swarm.etcd_process import EtcdSettings
 from driver.swarm.leader_etcd import LeaderEtcd
+from driver.swarm.remotes import known_managers
 from driver.wish.values import NodeId
 from tests.cluster.fake_engine import FakeEngine
 from tests.cluster.harness import Host, endpoint, wait_until
@@ -184,6 +186,26 @@ def test_a_taken_port_is_logged_once_and_tried_again(
         assert not manager.store.serving
     wait_until(lambda: manager.store.serving, 8)
     assert sum("is not available on this host" in r.message for r in caplog.records) == 1
+
+
+def test_a_worker_whose_engine_cannot_be_asked_finds_the_store(nodes: MakeNodes, tmp_path: Path) -> None:
+    manager, worker = nodes(1, 1)
+    manager.engine.leader = True
+    manager.start()
+    (tmp_path / "state.json").write_text(json.dumps([{"node_id": "n1", "addr": f"{manager.address}:2377"}]))
+    found = LeaderEtcd(
+        DockerApi(tmp_path / "nowhere.sock"),
+        worker.store._settings,
+        noted=lambda: known_managers(tmp_path),
+    )
+    plane = EtcdControlPlane(NodeId(worker.name), found.endpoints, worker.sessions)
+    host = Host(worker.name, plane)
+    found.start()
+    host.start()
+    host.join(endpoint(worker.name, 1))
+    assert host.published()
+    plane.stop(leave=False)
+    found.stop()
 
 
 def test_an_engine_that_comes_up_later(nodes: MakeNodes) -> None:

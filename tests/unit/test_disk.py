@@ -160,6 +160,17 @@ def test_a_file_of_the_former_version_is_read_and_stays_as_it_is(tmp_path: Path)
     assert path.read_bytes() == (FORMER / "state.json").read_bytes()
 
 
+def test_when_an_address_was_claimed_is_kept(tmp_path: Path) -> None:
+    """A new process must not take an address back that another host has claimed since."""
+    endpoints = {id_: replace(e, claimed=1_800_000_000_123) for id_, e in STATE.endpoints.items()}
+    disk = WishFile(tmp_path / "state.json")
+    disk.load()
+    disk.save(replace(STATE, endpoints=endpoints))
+    found = WishFile(tmp_path / "state.json").load()
+    assert found is not None
+    assert found.endpoints == endpoints
+
+
 @pytest.mark.parametrize(
     "body",
     [

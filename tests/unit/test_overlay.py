@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 
 from driver.cluster.memory import MemoryControlPlane, MemoryStore
 from driver.cluster.peering import Peering
+from driver.cluster.publication import publication
 from driver.kernel.kinds import (
     FLOOD_MAC,
     Bridge,
@@ -114,6 +116,25 @@ def nodes(cluster: MemoryStore) -> Iterator[list[Node]]:
     yield made
     for node in made:
         node.end()
+
+
+def test_a_claim_is_as_old_as_its_first_call_also_in_a_new_process(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create()
+    earliest = time.time_ns() // 1_000_000
+
+    def claimed() -> int:
+        node.overlay.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+        return node.wish.state.endpoints[EndpointId(EP)].claimed
+
+    first = claimed()
+    assert earliest <= first <= time.time_ns() // 1_000_000
+    assert claimed() == first
+    node.end()
+    node.begin()
+    assert node.wish.state.endpoints[EndpointId(EP)].claimed == first
+    assert claimed() == first
+    assert {record.claimed for record in publication(node.wish.state).endpoints} == {first}
 
 
 def test_nothing_is_made_before_the_first_join_and_nothing_is_left_after_the_last(nodes: list[Node]) -> None:

@@ -16,9 +16,9 @@ from driver.cluster import peering
 from driver.cluster.peering import Peering
 from driver.wish.model import Host, Network, PeerNode, Peers
 from driver.wish.peers import GRACE, merge
-from driver.wish.records import Publication, View
+from driver.wish.records import NodeRecord, Publication, View
 from driver.wish.state import State, with_network
-from driver.wish.values import Address, NetworkId, NodeId
+from driver.wish.values import Address, EndpointId, NetworkId, NodeId
 from driver.wish.wish import Wish
 from lib.supervised import Supervised
 from tests.fakes.disk import MemoryDisk
@@ -43,6 +43,9 @@ class Plane:
     def publish(self, wish: Publication) -> None: ...
 
     def wait_published(self, timeout: float) -> bool:
+        return timeout >= 0
+
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
         return timeout >= 0
 
     def stop(self, *, leave: bool) -> None: ...
@@ -131,6 +134,50 @@ def test_a_host_that_comes_back_is_as_if_it_had_never_been_away(world: World) ->
     assert "10.0.0.2" in world.rows()
 
 
+def test_nobody_is_judged_while_we_are_cut_off(world: World) -> None:
+    """Also not at once when we are back: who was missing then, and is now, gets a whole grace."""
+    world.plane.say(WITHOUT_A)
+    world.plane.say(replace(WITHOUT_A, connected=False))
+    world.now += 10 * GRACE
+    world.peering._tick()
+    world.plane.say(WITHOUT_A)
+    world.peering._tick()
+    assert not world.asked
+    assert world.rows() == {"10.0.0.2", "10.0.0.3", "10.0.0.4"}
+    world.pass_a_grace()
+    world.wait(lambda: world.rows() == {"10.0.0.3", "10.0.0.4"})
+
+
+def test_nobody_is_judged_before_the_store_was_reached(world: World) -> None:
+    """A new process knows from the kernel that there are others, and nothing more."""
+    world.peering.stop(leave=False)
+    again = Peering(world.wish, world.plane, clock=lambda: world.now, probe=world.probe)
+    world.wish.change(lambda state: replace(state, peers=merge(state.peers, WITHOUT_A, ME, [NET], 0)))
+    world.now += 10 * GRACE
+    again._tick()
+    assert not world.asked
+
+
+def test_who_was_being_asked_when_we_were_cut_off_is_not_judged(world: World) -> None:
+    def cut_off(_vteps: Collection[Address]) -> Collection[Address]:
+        world.plane.say(replace(WITHOUT_A, connected=False))
+        return ()
+
+    world.peering.stop(leave=False)
+    world.peering._probe = cut_off
+    world.plane.say(WITHOUT_A)
+    world.now += GRACE
+    world.peering._tick()
+    assert "10.0.0.2" in world.rows()
+
+
+def test_nothing_is_sent_to_this_host_itself(world: World) -> None:
+    former = NodeId("former")
+    seen = view(*FULL.endpoints[NET].values(), record("10.0.0.8", former))
+    world.plane.say(replace(seen, nodes={**seen.nodes, former: NodeRecord(former, VTEP[ME])}))
+    assert world.rows() == {"10.0.0.2", "10.0.0.3", "10.0.0.4"}
+
+
 def test_that_most_are_missing_is_told_once_each_time(world: World, caplog: pytest.LogCaptureFixture) -> None:
     def told() -> int:
         return caplog.text.count("more than half of the known nodes are missing")
@@ -150,8 +197,8 @@ class Merging:
         self.meanwhile = meanwhile
         self.times = 0
 
-    def __call__(self, *arguments: Any) -> Peers:
-        merged = merge(*arguments)
+    def __call__(self, *arguments: Any, **options: Any) -> Peers:
+        merged = merge(*arguments, **options)
         self.times += 1
         self.meanwhile(self.times)
         return merged

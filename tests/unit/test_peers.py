@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 from driver.wish.model import Peer, Peers
@@ -179,3 +180,35 @@ def test_only_who_was_overdue_when_asked_is_dropped_and_nobody_while_most_are_mi
     two = step(one, view(*FULL.endpoints[NET].values(), nodes=(ME, C)), now=asked_at + 1)
     assert too_many_stale(two)
     assert settle(two, [], asked_at) == two
+
+
+def test_a_former_installation_on_this_host_is_no_other_host() -> None:
+    """Its records are in the store for an hour, and its rows are in the kernel."""
+    former, own = NodeId("former"), VTEP[ME]
+    rows = {ip_address("10.0.0.7"): Peer(Mac("02:42:0a:00:00:07"), own, NodeId(""))}
+    adopted = adopt(step(Peers(), FULL), NET, rows, now=0)
+    records = [*FULL.endpoints[NET].values(), record("10.0.0.8", former)]
+    seen = replace(view(*records), nodes={**FULL.nodes, former: NodeRecord(former, own)})
+    merged = merge(adopted, seen, ME, [NET], 1, own_vtep=own)
+    assert where(merged) == {"10.0.0.2": A, "10.0.0.3": B, "10.0.0.4": C}
+    assert merged.nodes.keys() == {A, B, C}
+    hour_later = merge(merged, view(*records), ME, [NET], 3600, own_vtep=own)
+    assert where(hour_later) == where(merged)
+    assert overdue(hour_later, 4000) == set()
+
+
+def test_an_address_that_a_former_installation_here_claims_is_not_sent_to_others() -> None:
+    former, own = NodeId("former"), VTEP[ME]
+    gone = view(record("10.0.0.2", former), record("10.0.0.3", B), nodes=(ME, B, C))
+    seen = replace(gone, nodes={**gone.nodes, former: NodeRecord(former, own)})
+    assert where(merge(step(Peers(), FULL), seen, ME, [NET], 1, own_vtep=own)) == {"10.0.0.3": B}
+
+
+def test_what_was_learnt_before_this_hosts_address_was_known_goes_with_it() -> None:
+    former, own = NodeId("former"), VTEP[ME]
+    seen = View(
+        True, {former: NodeRecord(former, own)}, {NET: {ip_address("10.0.0.8"): record("10.0.0.8", former)}}
+    )
+    early = merge(Peers(), seen, ME, [NET], 0)
+    assert where(early) == {"10.0.0.8": former}
+    assert where(merge(early, seen, ME, [NET], 1, own_vtep=own)) == {}

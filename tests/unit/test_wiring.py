@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.wish.errors import KernelError
 from plugin.settings import Settings, load
 from plugin.wiring import make_runtime
@@ -183,3 +185,11 @@ def test_a_host_alone_takes_the_address_of_its_default_route(
     monkeypatch.setattr("driver.kernel.netlink.routes.default_source", lambda: address)
     assert ground.runtime(VTEP="").wish.state.host.vtep == address
     assert ground.runtime(VTEP="192.0.2.7").wish.state.host.vtep == ip_address("192.0.2.7")
+
+
+def test_a_worker_finds_the_store_without_the_engines_socket(ground: Ground) -> None:
+    noted = [{"node_id": "m", "addr": "192.0.2.7:2377"}]
+    (ground.joined.parent / "state.json").write_text(json.dumps(noted))
+    control = ground.runtime(SCOPE="global").peering._control
+    assert isinstance(control, EtcdControlPlane)
+    assert control._reader._endpoints() == ["https://192.0.2.7:2389"]

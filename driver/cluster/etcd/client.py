@@ -91,6 +91,15 @@ class EtcdClient:
         except (KeyError, TypeError, ValueError) as error:
             raise EtcdError(f"{self.url}: unexpected answer ({error!r})") from None
 
+    def first_key(self, start: str, end: str) -> str | None:
+        """Return the first key from *start* on and before *end*."""
+        body = {"key": _b64(start), "range_end": _b64(end), "limit": "1", "keys_only": True}
+        return next((e.key for e in _extent(self._post("kv/range", body, _QUICK)).entries), None)
+
+    def sample(self, prefix: str, limit: int) -> list[Entry]:
+        """Return the first *limit* records below *prefix*."""
+        return _extent(self._post("kv/range", {**_below(prefix), "limit": str(limit)}, _QUICK)).entries
+
     def change(self, claims: Sequence[Claim], lease: int = 0) -> tuple[list[bool], int]:
         """Carry out *claims* in one transaction, each under its own condition.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from driver.cluster.etcd.client import Watch
 from driver.cluster.ledger.codec import Scope
 from driver.cluster.ledger.ledger import Ledger
 from driver.wish.records import Publication, View
-from driver.wish.values import NodeId
+from driver.wish.values import NetworkId, NodeId
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +64,11 @@ class Exchange:
         """Tell whether the store holds our publication, and the view passed on has all that we follow."""
         told = self.told.connected and self.publication.networks <= self.told.endpoints.keys()
         return told and self.ledger.settled(self.lease)
+
+    def announced(self, network: NetworkId, keys: Collection[str]) -> bool:
+        """Tell whether the store holds our records with *keys*, and the user was told of *network*."""
+        told = self.told.connected and network in self.told.endpoints
+        return told and self.ledger.announced(keys)
 
     def fail(self, link: Link, reason: str) -> None:
         """Give *link* up, if it is still the one in use."""

@@ -15,10 +15,13 @@ from driver.cluster.etcd.reader import EtcdReader
 from driver.cluster.etcd.tls import PlainSessions, Sessions
 from driver.cluster.etcd.writer import EtcdWriter
 from driver.wish.records import Publication, View
-from driver.wish.values import NodeId
+from driver.wish.values import EndpointId, NetworkId, NodeId
 from lib.supervised import Supervised
 
 _STOP_SECONDS: Final = 3.0
+_FLUSH_SECONDS: Final = 1.0
+"""Seconds of these for what is still to be said when we stop without leaving: a container that has just ended
+must not be vouched for while we are away."""
 
 
 class EtcdControlPlane:
@@ -59,25 +62,39 @@ class EtcdControlPlane:
 
     def wait_published(self, timeout: float) -> bool:
         """Wait until the store has it; see ControlPlane."""
+        with self._exchange.changed:
+            return self._wait(self._exchange.settled, timeout)
+
+    def wait_announced(self, network: NetworkId, endpoint: EndpointId, timeout: float) -> bool:
+        """Wait until others can know of *endpoint*; see ControlPlane."""
         exchange = self._exchange
         with exchange.changed:
-            exchange.changed.wait_for(lambda: exchange.link is None or exchange.settled(), timeout)
-            return exchange.link is not None and exchange.settled()
+            keys = exchange.ledger.keys_of(endpoint)
+            return self._wait(lambda: exchange.announced(network, keys), timeout)
+
+    def _wait(self, fact: Callable[[], bool], timeout: float) -> bool:
+        """Wait for *fact* while there is a store. The exchange's lock must be held."""
+        exchange = self._exchange
+        exchange.changed.wait_for(lambda: exchange.link is None or fact(), timeout)
+        return exchange.link is not None and fact()
 
     def stop(self, *, leave: bool) -> None:
         """End within a few seconds; see ControlPlane.
 
         A host that leaves revokes its lease; otherwise the node record outlives it.
         """
-        deadline = time.monotonic() + _STOP_SECONDS
+        exchange, deadline = self._exchange, time.monotonic() + _STOP_SECONDS
         if leave and self._reader.thread.alive:
             self.publish(Publication())
             if self.wait_published(_STOP_SECONDS):
                 self._writer.revoke()
-        link = self._exchange.link
+        elif self._reader.thread.alive:
+            with exchange.changed:
+                self._wait(lambda: exchange.ledger.published(exchange.lease), _FLUSH_SECONDS)
+        link = exchange.link
         for thread in self.threads:
             thread.end()
-        self._exchange.stop()
+        exchange.stop()
         for thread in reversed(self.threads):
             thread.join(max(0.1, deadline - time.monotonic()))
         if link is not None and not leave:

@@ -10,6 +10,7 @@ from typing import Final
 
 from driver.cluster.etcd.client import EtcdClient, EtcdError, LeaseLost, Refused
 from driver.cluster.etcd.exchange import Exchange, Link
+from driver.cluster.etcd.sweep import Sweep
 from driver.cluster.etcd.tls import Sessions
 from driver.cluster.ledger.claims import Claim
 from driver.cluster.ledger.codec import encode_endpoint, endpoint_key, node_key
@@ -39,6 +40,7 @@ class EtcdWriter:
         self._ttl = lease_ttl
         # Not all hosts at once: the first one does it for all.
         self._orphans = OrphanWatch(orphan_grace * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
+        self._sweep = Sweep(exchange, self._orphans)
         self._tidy_every = min(_TIDY_SECONDS, orphan_grace / 2)
         self._tidy_at = 0.0
         self._beat_at = 0.0
@@ -51,8 +53,12 @@ class EtcdWriter:
     def pause(self, link: Link) -> None:
         """Make our node record outlive this process by an hour; called once our thread has ended.
 
-        Containers keep running while the plugin is upgraded, and their host must not be taken for dead
-        in that time. A host that claims one of our addresses gets it all the same.
+        Containers go on while the plugin is upgraded, and their host must not be taken for dead
+        meanwhile. Who claims one of our addresses gets it all the same.
+
+        The price is that a host which dies meanwhile counts as live for what is left of the hour. Rows to it
+        cost little: Swarm starts its tasks elsewhere, with other addresses. To judge a paused host by whether
+        it answers would cut running containers off wherever ICMP is filtered.
         """
         with self._exchange.changed:
             lease, record = self._exchange.lease, self._exchange.ledger.node_record()
@@ -110,6 +116,7 @@ class EtcdWriter:
                     self._disconnect()
                     self._link = link
                     self._beat_at = 0.0
+                    self._orphans.restart()
                 now = time.monotonic()
                 if link is not None and self._due(now):
                     return link
@@ -199,8 +206,11 @@ class EtcdWriter:
     def _tidy(self, client: EtcdClient) -> None:
         with self._exchange.changed:
             view = self._exchange.ledger.view(connected=True)
-        for node, records in self._orphans.due(view, time.monotonic()).items():
+        now = time.monotonic()
+        for node, records in self._orphans.due(view, now).items():
             entries = [Entry(endpoint_key(r.network, r.address), encode_endpoint(r), 0) for r in records]
             for first in range(0, len(entries), _BATCH):
                 removed = client.remove_orphans(entries[first : first + _BATCH], node_key(node))
-                log.info("removed %d records of node %s, which has been away for a long time", removed, node)
+                log.info("removed %d records of node %s, which has been away for long", removed, node)
+        for _ in range(self._sweep.steps(len(view.nodes))):
+            self._sweep.step(client, now)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from driver.cluster.ledger.codec import Scope, Unreadable, owner_of
+from driver.cluster.ledger.codec import Scope, Unreadable, claimed_at, owner_of
 from driver.cluster.ledger.table import Entry
 from driver.wish.values import NodeId
 
@@ -49,7 +49,10 @@ class Claims:
         self._yielded: set[str] = set()
         """Wanted, but another host's claim came after ours."""
         self._fresh: set[str] = set()
-        """Wanted, and not yet written to this store: these replace whatever is there."""
+        """Wanted, and not yet put on this store: these are written over whatever is there."""
+        self._former: set[str] = set()
+        """Wanted and not yet put on this store either, but claimed when there was another, or by a former
+        process: another host may have claimed the same since, and the later claim counts."""
         self._revision: dict[str, int] = {}
         """The revision of the store's last word on a key that is wanted or held."""
         self._todo: dict[str, Claim] = {}
@@ -58,7 +61,9 @@ class Claims:
         """Replace what this host says: key to value. Until the first one nothing is withdrawn."""
         old = self._wanted or {}
         new = {k for k, v in records.items() if old.get(k) != v and self._held.get(k) != v}
-        self._fresh = self._fresh & records.keys() | new
+        former = {k for k in new if claimed_at(k, records[k])} if self._wanted is None else set()
+        self._fresh = self._fresh & records.keys() | new - former
+        self._former = self._former & records.keys() - new | former
         self._yielded &= records.keys() - self._fresh
         self._wanted = records
         self._todo.clear()
@@ -69,13 +74,18 @@ class Claims:
         """Return the keys that are held and no longer wanted."""
         return self._held.keys() - (self._wanted or {}).keys()
 
+    def is_leftover(self, entry: Entry) -> bool:
+        """Tell whether a record, of a part of the store that is not followed, is ours and not wanted."""
+        spoken = self._wanted is not None and entry.key not in self._wanted
+        return spoken and self._is_ours(entry.key, entry.value or "")
+
     def pending(self, limit: int) -> list[Claim]:
         """Return the next things to do, at most *limit*."""
         return list(islice(self._todo.values(), limit))
 
-    def settled(self) -> bool:
-        """Tell whether there is nothing to do: what is wanted is held, or left to another host."""
-        return not self._todo
+    def settled(self, keys: Collection[str] | None = None) -> bool:
+        """Tell whether all that is wanted, or that of *keys*, is held or left to another host."""
+        return not self._todo if keys is None else self._todo.keys().isdisjoint(keys)
 
     def answered(self, claim: Claim, done: bool, revision: int) -> None:
         """Take in the store's answer to *claim*; *done* is false when its condition did not hold."""
@@ -83,7 +93,7 @@ class Claims:
             self._told(claim.key, None, revision, ours=False)
         elif done:
             self._told(claim.key, claim.value, revision, ours=True)
-        elif revision >= self._revision.get(claim.key, 0):
+        elif claim.key not in self._fresh and revision >= self._revision.get(claim.key, 0):
             self._yielded.add(claim.key)
             self._review(claim.key)
 
@@ -104,11 +114,11 @@ class Claims:
     def restart(self, *, insist: bool = True) -> None:
         """Begin with a new store: what we held we claim again; what we had left to another host we do not.
 
-        Without *insist* a key is written only where there is none.
+        Who does not *insist* puts it only where nothing is; who does, also over an earlier claim.
         """
         lost = list(self._held)
         if insist:
-            self._fresh |= self._held.keys() & (self._wanted or {}).keys()
+            self._former |= self._held.keys() & (self._wanted or {}).keys()
         self._held.clear()
         self._revision.clear()
         for key in lost:
@@ -134,15 +144,26 @@ class Claims:
         if ours and value is not None:
             self._held[key] = value
             self._yielded.discard(key)
+            self._former.discard(key)
             if self._wanted is not None and self._wanted.get(key) == value:
                 self._fresh.discard(key)
         elif value is None:
             self._yielded.discard(key)
         elif self._is_wanted(key) and key not in self._fresh:
-            self._yielded.add(key)
+            self._decide(key, value)
         if not self._is_wanted(key) and key not in self._held:
             del self._revision[key]
         self._review(key)
+
+    def _decide(self, key: str, theirs: str) -> None:
+        """Yield to another host's claim, or insist on one that is former and not the earlier of the two."""
+        ours = (self._wanted or {})[key]
+        if key in self._former and claimed_at(key, theirs) <= claimed_at(key, ours):
+            self._fresh.add(key)
+            self._yielded.discard(key)
+        else:
+            self._yielded.add(key)
+        self._former.discard(key)
 
     def _review(self, key: str) -> None:
         """Decide what must be done about *key*."""

@@ -9,6 +9,11 @@
 
 Values are JSON objects. A reader ignores fields that it does not know, so a newer host
 may add some; a change that an older reader would get wrong needs a new version in the key.
+Hosts of two versions share a store while they are upgraded one after another, so what was added later
+is optional for the newer reader too:
+
+* ``claimed`` of an endpoint: when its host claimed the address, in milliseconds since 1970. A record without
+  it counts as earlier than all that have one; of two without, that of the host which puts it last stays.
 """
 
 from __future__ import annotations
@@ -29,6 +34,8 @@ Scope = NewType("Scope", str)
 """A part of the store that is read and watched as a whole: the prefix of its keys."""
 
 NODES: Final = Scope(ROOT + "nodes/")
+NETWORKS: Final = Scope(ROOT)
+"""All that is about networks, and the nodes."""
 _ENDPOINTS: Final = ROOT + "endpoints/"
 _SERVICES: Final = ROOT + "services/"
 _LEADER: Final = "leader"
@@ -46,6 +53,11 @@ def endpoints_of(network: NetworkId) -> Scope:
 def services_of(network: NetworkId) -> Scope:
     """Return where the services of a network are."""
     return Scope(f"{_SERVICES}{network}/")
+
+
+def end_of(scope: Scope) -> str:
+    """Return the first key after all those of *scope*."""
+    return scope[:-1] + chr(ord(scope[-1]) + 1)
 
 
 def is_services(scope: Scope) -> bool:
@@ -119,7 +131,8 @@ def encode_node(record: NodeRecord) -> str:
 
 def encode_endpoint(record: EndpointRecord) -> str:
     """Return the value of an address's key: equal records give equal text."""
-    return _dump({"mac": record.mac, "node": record.node, "endpoint": record.endpoint})
+    claimed = {"claimed": record.claimed} if record.claimed else {}
+    return _dump({"mac": record.mac, "node": record.node, "endpoint": record.endpoint, **claimed})
 
 
 def encode_service(record: ServiceRecord) -> str:
@@ -153,6 +166,7 @@ def decode_endpoint(key: str, value: str) -> EndpointRecord:
             mac=parse_mac("mac", _text(fields, "mac")),
             node=NodeId(_shared_id("node", _text(fields, "node"))),
             endpoint=EndpointId(parse_id("endpoint", _text(fields, "endpoint"))),
+            claimed=_milliseconds(fields, "claimed"),
         )
     except (BadRequest, ValueError) as error:
         raise Unreadable(f"{key}: {error}") from None
@@ -190,6 +204,14 @@ def decode_leader(key: str, value: str) -> NodeId:
         raise Unreadable(f"{key}: {error}") from None
 
 
+def claimed_at(key: str, value: str) -> int:
+    """Return when a record of a network was claimed, as `EndpointRecord.claimed`; 0 when it does not say."""
+    try:
+        return _milliseconds(_load(key, value), "claimed")
+    except Unreadable:
+        return 0
+
+
 def owner_of(key: str, value: str) -> NodeId:
     """Return the node that wrote a record of a network; raise Unreadable when that is unknown."""
     if is_leader_key(key):
@@ -219,6 +241,11 @@ def _load(key: str, value: str) -> dict[str, object]:
     if not isinstance(fields, dict):
         raise Unreadable(f"{key}: not a JSON object")
     return fields
+
+
+def _milliseconds(fields: dict[str, object], name: str) -> int:
+    value = fields.get(name)
+    return value if type(value) is int and value > 0 else 0
 
 
 def _text(fields: dict[str, object], name: str) -> str:

@@ -29,7 +29,7 @@ from driver.cluster.ledger.codec import (
 )
 from driver.cluster.ledger.table import Entry, Table
 from driver.wish.records import EndpointRecord, Offer, Publication, View
-from driver.wish.values import NodeId
+from driver.wish.values import EndpointId, NodeId
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,10 @@ class Ledger:
             elif not entry.key.startswith(NODES):
                 self._kind_of(entry.key).seen([entry])
 
+    def is_leftover(self, entry: Entry) -> bool:
+        """Tell whether a record of a network that is not followed is ours and not wanted (any more)."""
+        return self._kind_of(entry.key).is_leftover(entry)
+
     def pending(self, limit: int) -> list[Claim]:
         """Return the next records to write or to withdraw.
 
@@ -154,9 +158,21 @@ class Ledger:
             self._node_entry = Entry(self._node_key, value, revision)
             self._node_lease = None if value is None else lease
 
+    def published(self, lease: int) -> bool:
+        """Tell whether the store holds our publication."""
+        return not self.pending(1) and self.pending_node(lease) is None
+
     def settled(self, lease: int) -> bool:
         """Tell whether the store holds our publication and every followed network was read."""
-        return not self.pending(1) and self.pending_node(lease) is None and not self.unread()
+        return self.published(lease) and not self.unread()
+
+    def keys_of(self, endpoint: EndpointId) -> set[str]:
+        """Return the keys of the records that are published of *endpoint*."""
+        return {key for record, (key, _) in self._lines.items() if record.endpoint == endpoint}
+
+    def announced(self, keys: Collection[str]) -> bool:
+        """Tell whether the store holds the records with *keys*, and the node record that makes them count."""
+        return self._claims.settled(keys) and self._node_value() in (None, self._node_entry.value)
 
     def _want_services(self, offer: Offer) -> None:
         records = (record for some in offer.values() for record in some)
