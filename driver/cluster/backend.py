@@ -39,4 +39,7 @@ class ControlPlane(Protocol):
         """
 
     def stop(self, *, leave: bool) -> None:
-        """End. With *leave*, first withdraw everything of ours (bounded to a few seconds)."""
+        """End, once the latest publication is out. With *leave*, first withdraw everything of ours.
+
+        The store is waited for a few seconds at most, for half a second if we do not leave.
+        """

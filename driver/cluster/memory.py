@@ -21,7 +21,7 @@ from lib.supervised import Supervised
 
 _BATCH = 128
 _LEASE = 1
-_LEAVE_SECONDS = 3.0
+_LAST_WORDS = 3.0
 
 
 class MemoryStore:
@@ -152,7 +152,8 @@ class MemoryControlPlane:
         was_started = self._thread.alive
         if leave and was_started:
             self.publish(Publication())
-            self.wait_published(_LEAVE_SECONDS)
+        if was_started:
+            self.wait_published(_LAST_WORDS)
         self._thread.end()
         with self._changed:
             self._changed.notify_all()

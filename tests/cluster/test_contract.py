@@ -378,6 +378,16 @@ def test_stopping_without_leaving_leaves_everything(bench: Bench, host: MakeHost
     assert len(a.views) == told
 
 
+def test_what_was_said_last_is_out_when_it_stops(bench: Bench, host: MakeHost) -> None:
+    """Who does not leave vouches for its records for an hour: also for those of containers that are gone."""
+    a = host("a")
+    a.join(E1, *(endpoint("a", i) for i in range(2, 300)))
+    assert a.published()
+    a.join(E1)
+    a.plane.stop(leave=False)
+    assert bench.dump().keys() == {key_of(E1), node_key(NodeId("a"))}
+
+
 @pytest.mark.parametrize("leave", [True, False])
 def test_stopping_while_the_store_is_away_is_quick(bench: Bench, host: MakeHost, leave: bool) -> None:
     a = host("a")

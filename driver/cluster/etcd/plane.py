@@ -19,6 +19,8 @@ from driver.wish.values import NodeId
 from lib.supervised import Supervised
 
 _STOP_SECONDS: Final = 3.0
+_LAST_WORDS: Final = 0.5
+"""Seconds to bring out what was said last: the others would believe what went before for an hour."""
 
 
 class EtcdControlPlane:
@@ -74,6 +76,8 @@ class EtcdControlPlane:
             self.publish(Publication())
             if self.wait_published(_STOP_SECONDS):
                 self._writer.revoke()
+        else:
+            self.wait_published(_LAST_WORDS)
         link = self._exchange.link
         for thread in self.threads:
             thread.end()
