@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from lib.bounded import bounded
 from plugin import __version__, logs, settings
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _make_runtime(chosen: settings.Settings, restart: server.Restart) -> server.
 
 def _refuse(*problems: str) -> NoReturn:
     for problem in problems:
-        print(f"pyoverlay: {problem}", file=sys.stderr)
+        print(bounded(f"pyoverlay: {problem}", logs.LINE).decode(), file=sys.stderr)
     sys.exit(EXIT_USAGE)
 
 

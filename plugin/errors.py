@@ -23,6 +23,7 @@ from werkzeug.exceptions import HTTPException
 
 import driver.wish.errors
 import ipam.errors
+from lib.bounded import bounded
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -63,6 +64,8 @@ _PROTOCOL = {
 
 _SHOWN = 60
 """Characters of a wrong value in a message."""
+_LONGEST = 1024
+"""Bytes of a message: some repeat what came in, and the engine passes it to its own log and to the user."""
 
 
 def status_of(error: BaseException) -> int | None:
@@ -78,6 +81,7 @@ def answer(status: int, message: str) -> Response:
 def answer_error(error: Exception) -> Response:
     """Turn what a handler, or Flask, raised into an answer, and log it."""
     status, message = describe(error)
+    message = bounded(message, _LONGEST).decode()
     log.warning("%s: %d %s", request.path[1:_SHOWN], status, message)
     return answer(status, message)
 

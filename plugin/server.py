@@ -17,6 +17,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -66,6 +67,8 @@ _TURN = 0.0005
 calls and after each may wait that long: with Python's own 5 ms one takes 14 ms while other hosts are busy."""
 _OLD_PROCESS = 2.0
 """Seconds that a worker whose arbiter was killed may still answer on the socket."""
+_DESCRIPTORS = 4096
+"""Open files that are enough: two for each network, up to four for each call and each sandbox looked at."""
 
 Restart: TypeAlias = Callable[[str], None]
 
@@ -101,9 +104,24 @@ def serve(settings: Settings, make_runtime: MakeRuntime, preload: tuple[str, ...
 
     Raises SocketInUse.
     """
+    _raise_descriptor_limit()
     _claim(settings.socket)
     _Server(settings, make_runtime, preload).run()
     raise SystemExit(0)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many open files as may be allowed: systemd's 1,024 are for programs that use select(2)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most < _DESCRIPTORS:
+        log.warning(
+            "only %d files may be open at a time, so about %d networks are possible: raise the hard limit "
+            "(LimitNOFILE= of the engine's service) to %d or more",
+            most,
+            most // 3,
+            _DESCRIPTORS,
+        )
 
 
 def _claim(path: Path) -> None:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _TICK = 5.0
 """Seconds between looks for nodes whose grace has run out."""
+_LAST_TICK = 0.5
+"""Seconds to wait for the last look to end."""
 _TRIES = 3
 """How often a view is merged while calls continue, before they have to wait for it."""
 
@@ -66,9 +68,13 @@ class Peering:
         self._ticker.start(_TICK)
 
     def stop(self, *, leave: bool) -> None:
-        """End; with *leave*, nothing of ours stays in the control plane."""
-        self._ticker.stop()
+        """End; with *leave* nothing of ours stays in the control plane.
+
+        The control plane is first: to ask silent hosts takes seconds, and is left alone.
+        """
+        self._ticker.end()
         self._control.stop(leave=leave)
+        self._ticker.join(_LAST_TICK)
 
     def wait_published(self, timeout: float) -> bool:
         """Wait until others can know all that this host has, and this host what they have."""

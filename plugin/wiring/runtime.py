@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol
 
@@ -35,6 +36,10 @@ log = logging.getLogger(__name__)
 
 _MODE_POLL = 0.5
 """Seconds between looks whether the host has joined or left a Swarm."""
+_STOP_SECONDS = 2.5
+"""For all parts together; gunicorn's arbiter has no patience for more (plugin.server: ARBITER_GRACE)."""
+_MOMENT = 0.2
+"""Seconds that a part has to end before the next one is told to as well."""
 
 
 class Part(Protocol):
@@ -93,16 +98,17 @@ class Runtime:
             in_use=self._overlay.in_use,
             networks=prefixes,
         )
+        self._announcing = _Announcing(self.peering, mode)
         self._parts: Sequence[Part] = [
             self.networks,
             *store,
-            _Announcing(self.peering, mode),
+            self._announcing,
             SandboxReconciler(wish, NetlinkSandboxes(settings.host_path), wait_rows=self.networks.wait_tried),
             *services,
             Census(wish, docker),
             *([_ModeWatch(mode, restart)] if settings.scope == "auto" else []),
         ]
-        self._started = ExitStack()
+        self._started: list[Part] = []
 
     @property
     def threads(self) -> list[ThreadState]:
@@ -117,16 +123,37 @@ class Runtime:
         log.info(self._about)
         for part in self._parts:
             part.start()
-            self._started.callback(part.stop)
+            self._started.append(part)
         return create_app(self._overlay, self._ipam)
 
     def stop(self) -> None:
         """Stop what has started, in reverse; networks and containers keep working.
 
-        So nobody changes the wish any more while its followers stop, a host that has left the Swarm withdraws
-        while there is a store, and the sandboxes' reconciler, which waits for rows, stops before the other.
+        So nobody changes the wish any more while its followers end, whoever has left the Swarm withdraws
+        while there is a store, and the containers' tables, which wait for rows, end before the networks.
+
+        A part that takes long, since the engine or the store does not answer, goes on ending beside the
+        others. What is not done in time ends with the process.
         """
-        self._started.close()
+        deadline = time.monotonic() + _STOP_SECONDS
+        ending: list[threading.Thread] = []
+        for part in reversed(self._started):
+            thread = threading.Thread(target=_stop, args=(part,), name=type(part).__name__, daemon=True)
+            thread.start()
+            # The store that the announcing speaks to may be the next part.
+            thread.join(_STOP_SECONDS / 2 if part is self._announcing else _MOMENT)
+            ending.append(thread)
+        for thread in ending:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if late := [thread.name for thread in ending if thread.is_alive()]:
+            log.warning("still busy, and ended with the process: %s", ", ".join(late))
+
+
+def _stop(part: Part) -> None:
+    try:
+        part.stop()
+    except Exception:  # one part's trouble keeps no other from ending
+        log.exception("unexpected fault while %s ended", type(part).__name__)
 
 
 class _Announcing:

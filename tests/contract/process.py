@@ -22,10 +22,11 @@ T = TypeVar("T")
 
 
 class Server:
-    """A process of `tests.contract.stub`; its output is in *log*."""
+    """A process of `tests.contract.stub`; its output is in *log*, or goes to the descriptor *output*."""
 
-    def __init__(self, folder: Path, *prefix: str) -> None:
+    def __init__(self, folder: Path, *prefix: str, output: int | None = None) -> None:
         self.prefix = prefix
+        self.output = output
         self.socket = folder / "pyoverlay.sock"
         self.log = folder / "log"
         self.state_dir = folder
@@ -44,8 +45,8 @@ class Server:
                 [*self.prefix, sys.executable, "-m", "tests.contract.stub"],
                 cwd=ROOT,
                 env={**os.environ, **settings},
-                stdout=log,
-                stderr=log,
+                stdout=self.output or log,
+                stderr=self.output or log,
             )
 
     def connect(self) -> socket.socket:
@@ -126,9 +127,9 @@ def eventually(attempt: Callable[[], T], seconds: float = 10) -> T:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *prefix: str) -> Iterator[Server]:
+def running(folder: Path, *prefix: str, output: int | None = None) -> Iterator[Server]:
     """A process, started under the command *prefix*, that ends with the context, killed if it must be."""
-    server = Server(folder, *prefix)
+    server = Server(folder, *prefix, output=output)
     try:
         eventually(server.oper_info)
         yield server

@@ -6,6 +6,7 @@ discover 192.0.2.75 asks for a restart.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 
@@ -17,6 +18,8 @@ from driver.wish.values import Address
 from plugin import logs, server, settings
 from plugin.app import create_app
 from tests.contract.services import FakeAddresses, FakeNetworks
+
+log = logging.getLogger("stub")
 
 SLOW = 1.5
 
@@ -49,11 +52,11 @@ class StubRuntime:
     def start(self) -> Flask:
         if (self._state_dir / "damaged").exists():
             raise DiskError("state.json: it is damaged; move it away")
-        print(f"runtime started in {os.getpid()}", flush=True)
+        log.info("runtime started in %d", os.getpid())
         return create_app(_Networks(self._restart), FakeAddresses())
 
     def stop(self) -> None:
-        print(f"runtime stopped in {os.getpid()}", flush=True)
+        log.info("runtime stopped in %d", os.getpid())
 
 
 if __name__ == "__main__":

@@ -294,3 +294,15 @@ def test_state_that_cannot_be_used_ends_the_process(tmp_path: Path) -> None:
     assert "cannot start: state.json: it is damaged; move it away" in log
     assert "Traceback" not in log
     assert not server.socket.exists()
+
+
+@pytest.mark.parametrize("most", [2000, 5000])
+def test_as_many_files_may_be_open_as_is_possible(tmp_path: Path, most: int) -> None:
+    """Under systemd the limit that counts is 1,024, though a program may raise it."""
+    with running(tmp_path, "prlimit", f"--nofile=500:{most}") as server:
+        for process in (server.process.pid, server.worker()):
+            limits = Path(f"/proc/{process}/limits").read_text()
+            (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+            assert line.split()[3:5] == [str(most), str(most)]
+    told = f"only {most} files may be open" in server.log.read_text()
+    assert told == (most < 4096)

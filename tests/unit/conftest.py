@@ -15,5 +15,7 @@ def reset_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     levels = {logger: logger.level for logger in (logging.root, *loggers)}
     monkeypatch.setattr(logging.root, "handlers", [])
     yield
+    for handler in logging.root.handlers:
+        handler.close()
     for logger, level in levels.items():
         logger.setLevel(level)

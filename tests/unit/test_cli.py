@@ -66,3 +66,14 @@ def test_a_socket_that_answers_is_told(
         status, _, err = run(capsys, "serve", "--socket", str(path))
     assert status == 2
     assert "another process is serving on it" in err
+
+
+def test_a_long_setting_is_not_told_in_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dockerd's reader ends at a line of 64 KiB."""
+    monkeypatch.setenv("PYOVERLAY_VTEP", "1" * 100_000)
+    _, _, err = run(capsys, "serve")
+    assert len(err) < 4096
+    assert err.startswith("pyoverlay: PYOVERLAY_VTEP: '111")
+    assert "such as 10.0.0.1" in err

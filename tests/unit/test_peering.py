@@ -302,3 +302,24 @@ def test_a_view_goes_in_while_the_disk_is_busy(world: World, monkeypatch: pytest
         change.result()
     assert "n" in world.wish.state.networks
     assert away(world.wish.state) == {VTEP[A]}
+
+
+def test_the_control_plane_is_told_first_though_silent_hosts_are_being_asked(world: World) -> None:
+    """To ask them takes seconds; by then the process may have been killed, and its lease ends."""
+    asked, released = threading.Event(), threading.Event()
+
+    def probe(_: Collection[Address]) -> Collection[Address]:
+        asked.set()
+        released.wait(10)
+        return ()
+
+    world.peering._probe = probe
+    world.plane.say(FULL)
+    world.plane.say(WITHOUT_A)
+    world.now += GRACE
+    assert asked.wait(5)
+    began = time.monotonic()
+    world.peering.stop(leave=False)
+    assert time.monotonic() - began < 2
+    released.set()
+    world.wait(lambda: not any(thread.alive for thread in world.peering.threads))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, reduce
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,6 +15,9 @@ import pytest
 
 from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.wish.errors import KernelError
+from driver.wish.model import Network
+from driver.wish.state import with_network
+from driver.wish.values import NetworkId
 from plugin.settings import Settings, load
 from plugin.wiring import make_runtime
 from plugin.wiring.runtime import Runtime
@@ -112,6 +117,93 @@ def test_the_parts_of_a_mode_start_in_order_and_stop_in_reverse(
     runtime.stop()
     how = {"Peering": {"leave": False}}
     assert calls == [("stop", part, how.get(part, {})) for part in reversed(parts)]
+
+
+def await_threads(number: int) -> None:
+    """Wait until there are no more threads than *number*."""
+    deadline = time.monotonic() + 10
+    while threading.active_count() > number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Names of parts that do not end before the test does."""
+    names: set[str] = set()
+    released = threading.Event()
+    stop = StandIn.stop
+
+    def stop_or_hang(part: StandIn, **how: bool) -> None:
+        stop(part, **how)
+        if part.name in names:
+            released.wait()
+
+    monkeypatch.setattr(StandIn, "stop", stop_or_hang)
+    before = threading.active_count()
+    yield names
+    released.set()
+    await_threads(before)
+
+
+@pytest.mark.parametrize(
+    "hung", [*PARTS, "Census ServiceWatch SandboxReconciler LeaderEtcd", " ".join(PARTS)]
+)
+def test_a_part_that_hangs_holds_up_no_other(
+    ground: Ground, calls: list[Call], hanging: set[str], caplog: pytest.LogCaptureFixture, hung: str
+) -> None:
+    """The engine kills after ten seconds, calls under way have three of them, and the arbiter six."""
+    hanging.update(hung.split())
+    runtime = ground.runtime(SCOPE="global")
+    runtime.start()
+    began = time.monotonic()
+    runtime.stop()
+    assert time.monotonic() - began < 3
+    assert [part for verb, part, _ in calls if verb == "stop"] == list(PARTS)[::-1]
+    assert caplog.messages[-1].startswith("still busy, and ended with the process: ")
+
+
+def test_the_node_record_is_paused_first_whoever_hangs(
+    ground: Ground, calls: list[Call], hanging: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose lease ends is taken for dead, and its containers with it."""
+    hanging.update(PARTS.keys() - {"Peering"})
+    stopped_at: list[float] = []
+    stop = StandIn.stop
+
+    def timed(part: StandIn, **how: bool) -> None:
+        if part.name == "Peering":
+            stopped_at.append(time.monotonic())
+        stop(part, **how)
+
+    monkeypatch.setattr(StandIn, "stop", timed)
+    runtime = ground.runtime(SCOPE="global")
+    runtime.start()
+    began = time.monotonic()
+    runtime.stop()
+    assert stopped_at[0] - began < 1
+
+
+def test_it_stops_in_time_while_engine_and_store_hang_and_there_are_500_networks(
+    ground: Ground, tmp_path: Path
+) -> None:
+    before = threading.active_count()
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as engine, socket.create_server(("127.0.0.1", 0)) as store:
+        engine.bind(str(run_dir / "docker.sock"))
+        engine.listen(100)  # and nobody accepts
+        runtime = ground.runtime(SCOPE="global", STORE=f"http://127.0.0.1:{store.getsockname()[1]}")
+        client = runtime.start().test_client()
+        networks = [Network(NetworkId(f"n{number}"), ()) for number in range(500)]
+        runtime.wish.change(lambda state: reduce(with_network, networks, state))
+        assert client.post("/NetworkDriver.GetCapabilities").status_code == 200
+        began = time.monotonic()
+        runtime.stop()
+        took = time.monotonic() - began
+        print(f"stopped after {took:.2f} s")
+        assert took < 3
+    await_threads(before)
 
 
 def test_with_a_store_of_the_users_the_leader_runs_none(ground: Ground, calls: list[Call]) -> None:
