@@ -73,8 +73,8 @@ class Alone:
         check_subnets(subnets, swarm=False)
 
     def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:
-        """Return the VNIs of the other networks; one that the engine has forgotten yields to the user."""
-        return vnis_in_use(state, besides=network, doubtful=not asked)
+        """Return the VNIs of the other networks; what remains of a Swarm's network yields to the user."""
+        return vnis_in_use(state, besides=network, asked=asked)
 
     def check_host(self, host: Host) -> None:
         """Accept any host: its networks need not reach others."""

@@ -286,7 +286,7 @@ class Overlay:
 
         def step(state: State) -> tuple[State, tuple[Vni, ...]]:
             given = parsed.vnis or state.allocations.get(network, ())
-            in_use = vnis_in_use(state, besides=network, doubtful=not parsed.vnis)
+            in_use = vnis_in_use(state, besides=network, asked=bool(parsed.vnis))
             used = () if replay and given else in_use
             vnis = choose_vnis(network, given, segments, used)
             return with_allocation(state, network, vnis), vnis

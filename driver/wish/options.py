@@ -98,7 +98,8 @@ def choose_vnis(
         )
     if taken := [vni for vni in given if vni in used]:
         raise Conflict(
-            f"vni: {taken[0]} is used by another network: choose another, or leave the choice to us"
+            f"vni: {taken[0]} is used by another network: choose another, or leave the choice to us; "
+            "a network that the engine no longer knows gives its VNI back within a minute"
         )
     chosen: list[Vni] = list(given)
     for attempt in count():

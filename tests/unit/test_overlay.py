@@ -340,6 +340,25 @@ def test_a_live_duplicate_address_is_refused_outside_of_a_swarm(cluster: MemoryS
         node.end()
 
 
+def test_a_vni_is_given_once_over_restarts_whoever_makes_the_second_network(cluster: MemoryStore) -> None:
+    """By itself, and as the leader of a Swarm that the host has joined since."""
+    node, old, new = Node(1, cluster, Alone), "a1" * 32, "b2" * 32
+    try:
+        node.create({"vni": "5000"}, old)
+        node.end()
+        node.begin()
+        with pytest.raises(Conflict, match="5000 is used by another network"):
+            node.create({"vni": "5000"}, new)
+        node.overlay.delete_network(old)
+        node.create({"vni": "5000"}, new)
+        node.mode = InSwarm
+        node.end()
+        node.begin()
+        assert "5000 is used" in node.overlay.allocate_network(NET, {"vni": "5000"}, SUBNETS)[REFUSED]
+    finally:
+        node.end()
+
+
 def test_a_vtep_that_nobody_announced_is_a_clear_refusal(nodes: list[Node]) -> None:
     node = nodes[0]
     node.wish.change(lambda s: replace(s, host=replace(s.host, vtep=None)))
