@@ -323,15 +323,12 @@ def _check_addresses(network: Network, interfaces: Sequence[Interface]) -> None:
 
 
 def _routes(network: Network, endpoint: Endpoint) -> tuple[Route, ...]:
-    """Return the ways to the network's other subnets, by the gateway of the endpoint's own."""
-    own = network.segment_of(endpoint.interfaces[0].ip)
-    if own is None:
-        return ()
-    gateways = {s.prefix.version: s.gateway for s in own.subnets if s.gateway is not None}
-    versions = {interface.version for interface in endpoint.interfaces}
-    others = (s for segment in network.segments if segment is not own for s in segment.subnets)
+    """Return the ways to the network's other subnets, by the gateways of the endpoint's own."""
+    subnets = [subnet for segment in network.segments for subnet in segment.subnets]
+    own = [s for s in subnets if any(i.ip in s.prefix for i in endpoint.interfaces)]
+    gateways = {s.prefix.version: s.gateway for s in own if s.gateway is not None}
     return tuple(
         Route(other.prefix, gateways[other.prefix.version])
-        for other in others
-        if other.prefix.version in gateways and other.prefix.version in versions
+        for other in subnets
+        if other not in own and other.prefix.version in gateways
     )

@@ -27,7 +27,7 @@ from driver.kernel.kinds import (
     Shortcut,
     Vxlan,
 )
-from driver.kernel.names import container_name, namespace_name, port_name
+from driver.kernel.names import ALIAS_MAX, container_name, namespace_name, port_name
 from driver.kernel.objects import KernelState
 from driver.kernel.ops import Set
 from driver.mode import Alone, InSwarm, Mode
@@ -314,6 +314,30 @@ def test_subnets_are_routed_by_the_own_gateway(nodes: list[Node]) -> None:
     node.overlay.create_endpoint(NET, EP, [ip_interface("10.63.0.7/24")], None, {})
     routes = node.overlay.join(NET, EP, "").routes
     assert routes == (Route(SUBNETS[0].prefix, ip_address("10.63.0.1")),)
+
+
+@pytest.mark.parametrize("fours", [1, 2, 20])
+@pytest.mark.parametrize("sixes", [1, 2])
+def test_an_endpoint_may_have_an_address_of_any_ipv4_and_any_ipv6_subnet(
+    cluster: MemoryStore, fours: int, sixes: int
+) -> None:
+    """The engine takes the first subnet of each family that has room, or what the user asks for."""
+    node = Node(1, cluster, Alone)
+    four = [Subnet(ip_network(f"10.{n}.0.0/24"), ip_address(f"10.{n}.0.1")) for n in range(fours)]
+    six = [Subnet(ip_network(f"fd00:{n}::/64"), ip_address(f"fd00:{n}::1")) for n in range(sixes)]
+    try:
+        node.overlay.create_network(NET, {}, [*four, *six], internal=False)
+        for number, (v4, v6) in enumerate(itertools.product(four, six)):
+            own = [ip_interface(f"{s.prefix[number + 4]}/{s.prefix.prefixlen}") for s in (v4, v6)]
+            endpoint = f"{number:064x}"
+            node.overlay.create_endpoint(NET, endpoint, own, None, {})
+            routes = node.overlay.join(NET, endpoint, "").routes
+            ways = {Route(s.prefix, v4.gateway) for s in four if s != v4 and v4.gateway}
+            ways |= {Route(s.prefix, v6.gateway) for s in six if s != v6 and v6.gateway}
+            assert set(routes) == ways
+        assert len(_vxlan(node).alias) <= ALIAS_MAX
+    finally:
+        node.end()
 
 
 def test_addresses_outside_of_the_network_are_refused(nodes: list[Node]) -> None:
