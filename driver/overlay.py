@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from driver.cluster.peering import Peering
 from driver.kernel.names import container_name, port_name
 from driver.mode import Mode
+from driver.reconcile.desired import container_mtu
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.errors import BadRequest, Conflict, DriverError, KernelError, Unsupported
 from driver.wish.model import Endpoint, Network, Subnet
@@ -43,6 +44,7 @@ from driver.wish.state import (
     without_network,
 )
 from driver.wish.values import (
+    IPV6_MTU,
     VXLAN_PORT,
     Address,
     EndpointId,
@@ -153,10 +155,9 @@ class Overlay:
             taken = self._mode.taken_vnis(state, network_id, asked=bool(parsed.vnis))
             vnis = choose_vnis(network_id, parsed.vnis, len(groups), taken)
             segments = build_segments(vnis, groups)
-            return with_network(
-                state,
-                Network(network_id, segments, parsed.port, parsed.mtu, parsed.underlay_mtu, internal),
-            )
+            made = Network(network_id, segments, parsed.port, parsed.mtu, parsed.underlay_mtu, internal)
+            self._check_mtu(state, made)
+            return with_network(state, made)
 
         self._wish.change(transition)
         self._mode.await_turn()
@@ -214,6 +215,7 @@ class Overlay:
         known = state.network(network_id)
         joined = state.endpoint(network_id, endpoint_id)
         self._mode.check_host(state.host)
+        self._check_mtu(state, known)
         log.debug("endpoint %s joins sandbox %s", endpoint_id, sandbox)
         this = object()
         revision = self._wish.change(lambda s: with_join(s, network_id, endpoint_id, sandbox, this))
@@ -261,6 +263,20 @@ class Overlay:
             raise Unsupported(
                 f"this host has just {self._mode.end} and the plugin restarts for that: "
                 "try again in a few seconds"
+            )
+
+    def _check_mtu(self, state: State, network: Network) -> None:
+        """Refuse IPv6 where the containers' MTU is too small; the underlay's may have changed."""
+        underlay = self._reconciler.underlay
+        mtu = container_mtu(network, state.host.vtep, underlay)
+        six = next((s.prefix for g in network.segments for s in g.subnets if s.prefix.version == 6), None)
+        if six and mtu < IPV6_MTU:
+            raise BadRequest.field(
+                "subnet",
+                str(six),
+                f"IPv6 needs an MTU of {IPV6_MTU} bytes, and the containers would have {mtu}: "
+                f"give a larger mtu option, raise the MTU of the underlay (here {underlay.mtu}), "
+                "or use IPv4 subnets only",
             )
 
     def _check_free(

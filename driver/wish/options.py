@@ -94,8 +94,10 @@ def choose_vnis(
     """
     if given and len(given) != segments:
         raise BadRequest.field(
-            "vni", ",".join(map(str, given)), f"the network has {segments} subnet(s): give one VNI for each; "
-            "all subnets of a network with IPv4 and IPv6 share one"
+            "vni",
+            ",".join(map(str, given)),
+            f"the network has {segments} subnet(s): give one VNI for each; "
+            "all subnets of a network with IPv4 and IPv6 share one",
         )
     if taken := [vni for vni in given if vni in used]:
         raise Conflict(

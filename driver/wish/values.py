@@ -42,6 +42,9 @@ TUNNEL_MTU = 65485
 The most that a tunnel can carry: of the 65535 bytes of an outer IPv4 packet 50 are not the container's.
 """
 
+IPV6_MTU = 1280
+"""Bytes: the least MTU of a link with IPv6 (RFC 8200 section 5); with less the kernel has none on it."""
+
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _ENGINE_ID = 64
 """Characters of the ids that an engine draws (moby pkg/stringid)."""

@@ -404,6 +404,53 @@ def test_a_vtep_on_no_device_is_a_clear_refusal(nodes: list[Node]) -> None:
     assert _mtus(node) == {"bridge": 1350, "container": 1350, "port": TUNNEL_MTU, "tunnel": TUNNEL_MTU}
 
 
+@pytest.mark.parametrize(
+    ("options", "underlay", "mtu"),
+    [
+        ({"mtu": "1279"}, 1500, 1279),
+        ({"com.docker.network.driver.mtu": "1329"}, 1500, 1279),
+        ({}, 1329, 1279),
+        ({"mtu": "1280"}, 576, None),
+        ({"com.docker.network.driver.mtu": "1330"}, 576, None),
+        ({}, 1330, None),
+    ],
+)
+def test_ipv6_with_too_small_an_mtu_is_refused_at_create(
+    cluster: MemoryStore, options: dict[str, str], underlay: int, mtu: int | None
+) -> None:
+    node = Node(1, cluster, Alone)
+    six = Subnet(ip_network("fd00::/64"), ip_address("fd00::1"))
+    try:
+        node.kernel.move_underlay(node.wish.state.host.vtep, Underlay("eth0", underlay))
+        assert _soon(lambda: node.reconciler.underlay.mtu == underlay)
+        node.overlay.create_network(EP, options, SUBNETS, internal=False)
+        if mtu is None:
+            node.overlay.create_network(NET, options, [*SUBNETS, six], internal=False)
+            return
+        with pytest.raises(BadRequest, match=rf"fd00::/64.*1280.*would have {mtu}: .*IPv4 subnets only"):
+            node.overlay.create_network(NET, options, [*SUBNETS, six], internal=False)
+        assert NetworkId(NET) not in node.wish.state.networks
+    finally:
+        node.end()
+
+
+def test_an_underlay_that_has_become_too_small_for_ipv6_refuses_a_join_with_a_sentence(
+    cluster: MemoryStore,
+) -> None:
+    node = Node(1, cluster, Alone)
+    six = Subnet(ip_network("fd00::/64"), ip_address("fd00::1"))
+    try:
+        node.overlay.create_network(NET, {}, [*SUBNETS, six], internal=False)
+        own = [ip_interface("10.62.0.4/24"), ip_interface("fd00::4/64")]
+        node.overlay.create_endpoint(NET, EP, own, None, {})
+        node.kernel.move_underlay(node.wish.state.host.vtep, Underlay("eth0", 1300))
+        assert _soon(lambda: node.reconciler.underlay.mtu == 1300)
+        with pytest.raises(BadRequest, match=r"would have 1250.*here 1300"):
+            node.overlay.join(NET, EP, "")
+    finally:
+        node.end()
+
+
 def test_a_lower_mtu_is_for_new_containers_and_the_bridge(nodes: list[Node]) -> None:
     node = nodes[0]
     node.create()
