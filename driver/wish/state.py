@@ -12,6 +12,7 @@ from typing import TypeVar
 from driver.wish.errors import NotFound
 from driver.wish.life import LIVES, Event, Life
 from driver.wish.model import Endpoint, Host, Network, Peers
+from driver.wish.peers import forget_network
 from driver.wish.records import Offer, ServiceRecord
 from driver.wish.values import Address, EndpointId, NetworkId, Vni, is_of_one_host
 
@@ -115,9 +116,15 @@ def with_network(state: State, network: Network) -> State:
 
 
 def without_network(state: State, network: NetworkId) -> State:
-    """Remove a network and the endpoints that nobody deleted."""
+    """Remove a network, the endpoints that nobody deleted, and what was heard of it."""
     left = _after(state, Event.NETWORK_GONE, [e.id for e in state.endpoints_of(network)])
-    return replace(left, networks=_without(state.networks, network), doubtful=left.doubtful - {network})
+    return replace(
+        left,
+        networks=_without(state.networks, network),
+        doubtful=left.doubtful - {network},
+        peers=forget_network(state.peers, network),
+        services=_without(state.services, network),
+    )
 
 
 def without_ghost(state: State, network: NetworkId) -> State:

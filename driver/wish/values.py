@@ -74,11 +74,13 @@ def is_of_one_host(network: NetworkId) -> bool:
 def mac_of(address: Address) -> Mac:
     """Derive an endpoint's MAC as Docker does: 02:42 and the IPv4 address (moby netutils.GenerateMACFromIP).
 
-    An IPv6-only endpoint gets 02:43 and a digest of its address.
+    An IPv6-only endpoint gets a digest of its address: all bits but the two that make a MAC address unicast
+    and locally administered (IEEE 802c-2017), since of two with one MAC only one can be reached.
     """
     if isinstance(address, IPv4Address):
         return _mac(b"\x02\x42" + address.packed)
-    return _mac(b"\x02\x43" + hashlib.sha256(address.packed).digest()[:4])
+    first, *rest = hashlib.sha256(address.packed).digest()[:6]
+    return _mac(bytes([first & 0b1111_1100 | 0b10, *rest]))
 
 
 def octets(mac: Mac) -> bytes:
