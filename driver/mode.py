@@ -126,8 +126,11 @@ class InSwarm:
             )
 
     def holder(self, state: State, network: NetworkId, address: Address) -> Endpoint | None:
-        """Return None: the leader decides, and an unclean stop leaves records of dead containers here."""
-        return None
+        """Return the endpoint that has *address* in a network from before the Swarm, and None in the Swarm's.
+
+        There the leader decides, and an unclean stop leaves records of dead containers here.
+        """
+        return state.holder(network, address) if is_of_one_host(network) else None
 
     def await_turn(self) -> None:
         """Let the engine join one network's gossip at a time."""

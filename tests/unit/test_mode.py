@@ -53,8 +53,16 @@ def test_a_network_of_this_host_keeps_its_vni_over_a_restart(alone: Mode) -> Non
 
 
 def test_a_node_does_not_question_the_leader(in_swarm: Mode) -> None:
-    assert in_swarm.holder(STATE, OLD, ADDRESS) is None
+    theirs = NetworkId("u4m9hzge31tsafr3nembuizn6")
+    holder = replace(HOLDER, network=theirs)
+    network = replace(STATE.networks[OLD], id=theirs)
+    state = State(STATE.host, {theirs: network}, endpoints={holder.id: holder})
+    assert in_swarm.holder(state, theirs, ADDRESS) is None
     assert not in_swarm.taken_vnis(STATE, NEW, asked=True)
+
+
+def test_in_a_network_from_before_the_swarm_nobody_else_gives_out_addresses(in_swarm: Mode) -> None:
+    assert in_swarm.holder(STATE, OLD, ADDRESS) == HOLDER
 
 
 def test_ipv6_is_for_a_host_by_itself(alone: Mode, in_swarm: Mode) -> None:
