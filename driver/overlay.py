@@ -248,10 +248,15 @@ class Overlay:
         log.info("the engine says that node %s is gone; the control plane decides", address)
 
     def in_use(self, prefix: Prefix, address: Address) -> bool:
-        """Return whether a container keeps *address* from others in a network with subnet *prefix*."""
+        """Return whether a network with subnet *prefix* keeps *address* from others.
+
+        A container has it, or the user has reserved it: that the IPAM driver is asked for an auxiliary
+        address looks like any wish, but the network names it (moby libnetwork/network.go: ipamAllocate).
+        """
         state = self._wish.state
         return any(
-            subnet.prefix == prefix and self._mode.holder(state, network.id, address) is not None
+            subnet.prefix == prefix
+            and (address in subnet.reserved or self._mode.holder(state, network.id, address) is not None)
             for network in state.networks.values()
             for segment in network.segments
             for subnet in segment.subnets

@@ -34,7 +34,8 @@ from ipam.replay import note_repeat
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 
 InUse: TypeAlias = Callable[[Network, Address], bool]
-"""Whether an endpoint that lives on this host, on a network with that subnet, has that address.
+"""Whether an endpoint that lives on this host, on a network with that subnet, has that address; or
+whether such a network keeps it from all endpoints.
 
 Only a living one counts: a mere record of an endpoint outlives the engine's unclean exit. The answer may
 neither block nor call back.
@@ -305,7 +306,7 @@ def _noted(state: IpamState, pool: Pool, offset: int, now: float) -> IpamState:
 
 
 def _refuse_twin(pool: Pool, offset: int, in_use: InUse) -> None:
-    """Raise Conflict if the address has an owner on this host who would notice.
+    """Raise Conflict if the address has an owner on this host who would notice, or is reserved.
 
     A lease alone is no owner: after an unclean exit nobody released it (moby keeps no Swarm
     endpoints over a restart).
@@ -314,6 +315,6 @@ def _refuse_twin(pool: Pool, offset: int, in_use: InUse) -> None:
         raise Conflict(
             "Address",
             pool.address(offset),
-            f"belongs to a running container on a network with subnet {pool.prefix}",
+            f"belongs to a running container, or is an --aux-address, on a network with subnet {pool.prefix}",
             "choose another address, or stop that container first",
         )

@@ -16,6 +16,8 @@ class Subnet:
 
     prefix: Prefix
     gateway: Address | None = None
+    reserved: frozenset[Address] = frozenset()
+    """What no container shall have, as the user said with ``--aux-address``."""
 
 
 @dataclass(frozen=True, slots=True)
