@@ -73,8 +73,8 @@ class Alone:
         check_subnets(subnets, swarm=False)
 
     def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:
-        """Return the VNIs of the other networks; one that the engine has forgotten yields to the user."""
-        return vnis_in_use(state, besides=network, doubtful=not asked)
+        """Return the VNIs of the other networks; what remains of a Swarm's network yields to the user."""
+        return vnis_in_use(state, besides=network, asked=asked)
 
     def check_host(self, host: Host) -> None:
         """Accept any host: its networks need not reach others."""
@@ -126,8 +126,11 @@ class InSwarm:
             )
 
     def holder(self, state: State, network: NetworkId, address: Address) -> Endpoint | None:
-        """Return None: the leader decides, and an unclean stop leaves records of dead containers here."""
-        return None
+        """Return the endpoint that has *address* in a network from before the Swarm, and None in the Swarm's.
+
+        There the leader decides, and an unclean stop leaves records of dead containers here.
+        """
+        return state.holder(network, address) if is_of_one_host(network) else None
 
     def await_turn(self) -> None:
         """Let the engine join one network's gossip at a time."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from driver.cluster.peering import Peering
 from driver.kernel.names import container_name, port_name
 from driver.mode import Mode
+from driver.reconcile.desired import container_mtu
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.errors import BadRequest, Conflict, DriverError, KernelError, Unsupported
 from driver.wish.model import Endpoint, Network, Subnet
@@ -44,6 +45,7 @@ from driver.wish.state import (
     without_network,
 )
 from driver.wish.values import (
+    IPV6_MTU,
     VXLAN_PORT,
     Address,
     EndpointId,
@@ -154,10 +156,9 @@ class Overlay:
             taken = self._mode.taken_vnis(state, network_id, asked=bool(parsed.vnis))
             vnis = choose_vnis(network_id, parsed.vnis, len(groups), taken)
             segments = build_segments(vnis, groups)
-            return with_network(
-                state,
-                Network(network_id, segments, parsed.port, parsed.mtu, parsed.underlay_mtu, internal),
-            )
+            made = Network(network_id, segments, parsed.port, parsed.mtu, parsed.underlay_mtu, internal)
+            self._check_mtu(state, made)
+            return with_network(state, made)
 
         self._wish.change(transition)
         self._mode.await_turn()
@@ -220,6 +221,7 @@ class Overlay:
         known = state.network(network_id)
         joined = state.endpoint(network_id, endpoint_id)
         self._mode.check_host(state.host)
+        self._check_mtu(state, known)
         log.debug("endpoint %s joins sandbox %s", endpoint_id, sandbox)
         this = object()
         revision = self._wish.change(lambda s: with_join(s, network_id, endpoint_id, sandbox, this))
@@ -251,10 +253,15 @@ class Overlay:
         log.info("the engine says that node %s is gone; the control plane decides", address)
 
     def in_use(self, prefix: Prefix, address: Address) -> bool:
-        """Return whether a container holds *address* in a network with subnet *prefix*."""
+        """Return whether a network with subnet *prefix* keeps *address* from others.
+
+        A container has it, or the user has reserved it: that the IPAM driver is asked for an auxiliary
+        address looks like any wish, but the network names it (moby libnetwork/network.go: ipamAllocate).
+        """
         state = self._wish.state
         return any(
-            subnet.prefix == prefix and self._mode.holder(state, network.id, address) is not None
+            subnet.prefix == prefix
+            and (address in subnet.reserved or self._mode.holder(state, network.id, address) is not None)
             for network in state.networks.values()
             for segment in network.segments
             for subnet in segment.subnets
@@ -266,6 +273,20 @@ class Overlay:
             raise Unsupported(
                 f"this host has just {self._mode.end} and the plugin restarts for that: "
                 "try again in a few seconds"
+            )
+
+    def _check_mtu(self, state: State, network: Network) -> None:
+        """Refuse IPv6 where the containers' MTU is too small; the underlay's may have changed."""
+        underlay = self._reconciler.underlay
+        mtu = container_mtu(network, state.host.vtep, underlay)
+        six = next((s.prefix for g in network.segments for s in g.subnets if s.prefix.version == 6), None)
+        if six and mtu < IPV6_MTU:
+            raise BadRequest.field(
+                "subnet",
+                str(six),
+                f"IPv6 needs an MTU of {IPV6_MTU} bytes, and the containers would have {mtu}: "
+                f"give a larger mtu option, raise the MTU of the underlay (here {underlay.mtu}), "
+                "or use IPv4 subnets only",
             )
 
     def _check_free(
@@ -291,7 +312,7 @@ class Overlay:
 
         def step(state: State) -> tuple[State, tuple[Vni, ...]]:
             given = parsed.vnis or state.allocations.get(network, ())
-            in_use = vnis_in_use(state, besides=network, doubtful=not parsed.vnis)
+            in_use = vnis_in_use(state, besides=network, asked=bool(parsed.vnis))
             used = () if replay and given else in_use
             vnis = choose_vnis(network, given, segments, used)
             return with_allocation(state, network, vnis), vnis
@@ -328,15 +349,12 @@ def _check_addresses(network: Network, interfaces: Sequence[Interface]) -> None:
 
 
 def _routes(network: Network, endpoint: Endpoint) -> tuple[Route, ...]:
-    """Return the routes to the network's other subnets, via the gateway of the endpoint's own."""
-    own = network.segment_of(endpoint.interfaces[0].ip)
-    if own is None:
-        return ()
-    gateways = {s.prefix.version: s.gateway for s in own.subnets if s.gateway is not None}
-    versions = {interface.version for interface in endpoint.interfaces}
-    others = (s for segment in network.segments if segment is not own for s in segment.subnets)
+    """Return the ways to the network's other subnets, by the gateways of the endpoint's own."""
+    subnets = [subnet for segment in network.segments for subnet in segment.subnets]
+    own = [s for s in subnets if any(i.ip in s.prefix for i in endpoint.interfaces)]
+    gateways = {s.prefix.version: s.gateway for s in own if s.gateway is not None}
     return tuple(
         Route(other.prefix, gateways[other.prefix.version])
-        for other in others
-        if other.prefix.version in gateways and other.prefix.version in versions
+        for other in subnets
+        if other not in own and other.prefix.version in gateways
     )

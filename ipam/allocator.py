@@ -7,7 +7,8 @@ What must hold:
 * Dynamic addresses are serial, always: the search goes on after the last one given and wraps
   around, so that a freed address rests as long as possible and does not meet stale ARP entries.
 * What was asked for by name and is held already is given again where the engine may be repeating
-  itself, and refused only where a living endpoint would get a twin.
+  itself, and refused where an endpoint would get a twin: a living one of this host, or one that the
+  Swarm's leader has told of and not released.
 * A local pool is a member of a set, not a counter: asking for it again changes nothing. The Swarm's
   agent asks again after an unclean exit and releases once; a counter would only ever grow.
 * A global pool counts its networks. Its caller is exact between two elections: each network opens
@@ -33,7 +34,8 @@ from ipam.replay import note_repeat
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 
 InUse: TypeAlias = Callable[[Network, Address], bool]
-"""Whether an endpoint that lives on this host, on a network with that subnet, has that address.
+"""Whether an endpoint that lives on this host, on a network with that subnet, has that address; or
+whether such a network keeps it from all endpoints.
 
 Only a living one counts: the bare record of an endpoint survives the engine's unclean exit. The callback must
 neither block nor call back.
@@ -153,9 +155,12 @@ def request_address(
         given, offset = _give(pool, pool_id, request.gateway, in_use)
     else:
         offset = _checked(pool, request.address)
-        if leader and offset in pool.leases and offset not in pool.confirmed:
-            state = note_repeat(state, gateway=offset in pool.gateways, now=now)
-        _refuse_twin(pool, offset, request.gateway, None if leader else in_use)
+        _refuse_gateway(pool, offset, request.gateway)
+        if leader:
+            _refuse_wish(pool, offset)
+            state = _noted(state, pool, offset, now)
+        else:
+            _refuse_twin(pool, offset, in_use)
         given = pool.leased(offset, gateway=request.gateway)
     given = replace(given, swarm=given.swarm or leader)
     return state.with_pool(pool_id.space, given), ip_interface((given.address(offset), pool.prefix.prefixlen))
@@ -271,22 +276,45 @@ def _checked(pool: Pool, address: Address) -> int:
     return offset
 
 
-def _refuse_twin(pool: Pool, offset: int, gateway: bool, in_use: InUse | None) -> None:
-    """Raise Conflict if the address has an owner who would notice; with *in_use* None nobody can be asked.
-
-    A lease alone is no owner: after an unclean exit nobody released it (moby keeps no Swarm
-    endpoints over a restart), and a leader's replay names leases that are held.
-    """
-    address = pool.address(offset)
-    if offset in pool.gateways:
-        if not gateway:
-            raise Conflict(
-                "Address", address, f"is the gateway of a network on {pool.prefix}", "choose another address"
-            )
-    elif in_use is not None and in_use(pool.prefix, address):
+def _refuse_gateway(pool: Pool, offset: int, gateway: bool) -> None:
+    """Raise Conflict if an endpoint asks for the address of a gateway."""
+    if offset in pool.gateways and not gateway:
         raise Conflict(
             "Address",
-            address,
-            f"belongs to a running container on a network with subnet {pool.prefix}",
+            pool.address(offset),
+            f"is the gateway of a network on {pool.prefix}",
+            "choose another address",
+        )
+
+
+def _refuse_wish(pool: Pool, offset: int) -> None:
+    """Raise Conflict if the leader asks for what it has given to somebody else, and is not replaying."""
+    if offset in pool.endpoints and not pool.may_be_repeated(offset):
+        raise Conflict(
+            "Address",
+            pool.address(offset),
+            f"belongs to another container or service of the Swarm on a network with subnet {pool.prefix}",
+            "choose another address, or remove that container or service first",
+        )
+
+
+def _noted(state: IpamState, pool: Pool, offset: int, now: float) -> IpamState:
+    """Note that the leader asks again for a lease of a former epoch, if it does."""
+    if offset not in pool.leases or offset in pool.confirmed:
+        return state
+    return note_repeat(state, gateway=offset in pool.gateways, now=now)
+
+
+def _refuse_twin(pool: Pool, offset: int, in_use: InUse) -> None:
+    """Raise Conflict if the address has an owner on this host who would notice, or is reserved.
+
+    A lease alone is no owner: after an unclean exit nobody released it (moby keeps no Swarm
+    endpoints over a restart).
+    """
+    if offset not in pool.gateways and in_use(pool.prefix, pool.address(offset)):
+        raise Conflict(
+            "Address",
+            pool.address(offset),
+            f"belongs to a running container, or is an --aux-address, on a network with subnet {pool.prefix}",
             "choose another address, or stop that container first",
         )

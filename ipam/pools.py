@@ -1,8 +1,8 @@
 """The values of address management: spaces, pool ids, pools, and the whole state as one value.
 
 Rules of this module: everything is frozen, a change makes a new value. Fields that only mean
-something while the process runs (`confirmed`, `asked_for`, `opened_again`, `replay`) take no part in
-comparison and are not stored: two states are equal when they are the same on disk.
+something while the process runs (`confirmed`, `asked_for`, `opened_again`, `told`, `open`, `replay`)
+take no part in comparison and are not stored: two states are equal when they are the same on disk.
 """
 
 from __future__ import annotations
@@ -84,6 +84,10 @@ class Pool:
     *swarm* says that the Swarm leader's allocator asks here, so its replay can be waited for.
     *confirmed* are the leases asked for since the last election, *asked_for* says whether the pool was
     and *opened_again* how often it was opened since.
+
+    *told* and *open* are of the last GetCapabilities, or of the process's start if that came later: which
+    addresses were asked for since, and whether the pool was opened since. A leader's replay opens each pool
+    before it asks for an address, and asks for each address once.
     """
 
     prefix: Network
@@ -95,6 +99,8 @@ class Pool:
     confirmed: AddressSet = field(default_factory=AddressSet, compare=False)
     asked_for: bool = field(default=False, compare=False)
     opened_again: int = field(default=0, compare=False)
+    told: AddressSet = field(default_factory=AddressSet, compare=False)
+    open: bool = field(default=False, compare=False)
 
     @property
     def usable(self) -> tuple[int, int]:
@@ -143,17 +149,30 @@ class Pool:
     def counted(self) -> Pool:
         """Return the pool with one network more, or with one of a leader's replay found again."""
         again = self.opened_again + 1
-        return replace(self, opened_again=again, networks=max(self.networks, again))
+        return replace(self, opened_again=again, networks=max(self.networks, again), open=True)
 
     def leased(self, offset: int, *, gateway: bool = False) -> Pool:
-        """Return the pool with *offset* taken, and confirmed."""
-        gateways = self.gateways.add(offset) if gateway else self.gateways
-        confirmed = self.confirmed.add(offset)
-        return replace(self, leases=self.leases.add(offset), gateways=gateways, confirmed=confirmed)
+        """Return the pool with *offset* taken, confirmed and told."""
+        return replace(
+            self,
+            leases=self.leases.add(offset),
+            gateways=self.gateways.add(offset) if gateway else self.gateways,
+            confirmed=self.confirmed.add(offset),
+            told=self.told.add(offset),
+        )
 
     def freed(self, offset: int) -> Pool:
         """Return the pool with *offset* free again."""
-        return replace(self, leases=self.leases.discard(offset), confirmed=self.confirmed.discard(offset))
+        return replace(
+            self,
+            leases=self.leases.discard(offset),
+            confirmed=self.confirmed.discard(offset),
+            told=self.told.discard(offset),
+        )
+
+    def may_be_repeated(self, offset: int) -> bool:
+        """Return whether a leader that asks for this lease by name may be replaying what it knows."""
+        return self.open and offset not in self.told
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ no "reset" call; this is what there is:
   kept too long cost nothing but room.
 * GetCapabilities within `GRACE` of a recognised replay starts no epoch: it might fall into the
   middle of the replay and take back what was confirmed.
+* A request by name for a lease that we hold is a replay's only if its pool was opened since the last
+  GetCapabilities and the address was not asked for since (`Pool.may_be_repeated`). Any other is the wish of
+  somebody for an address that another one has.
 """
 
 from __future__ import annotations
@@ -36,10 +39,15 @@ retryInterval).
 def begin_epoch(state: IpamState, now: float) -> IpamState:
     """Note that GetCapabilities came: nothing the leader held is confirmed any more."""
     state = expire(state, now)
+    pools = {key: _untold(pool) if pool.swarm else pool for key, pool in state.pools.items()}
     if state.replay.seen_at is not None:
-        return state
-    pools = {key: _unconfirmed(pool) if pool.swarm else pool for key, pool in state.pools.items()}
+        return replace(state, pools=pools)
+    pools = {key: _unconfirmed(pool) if pool.swarm else pool for key, pool in pools.items()}
     return replace(state, pools=pools, replay=Replay())
+
+
+def _untold(pool: Pool) -> Pool:
+    return replace(pool, told=AddressSet(), open=False)
 
 
 def _unconfirmed(pool: Pool) -> Pool:

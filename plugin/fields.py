@@ -7,6 +7,7 @@ an absent address as "".
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Annotated, Any, TypeVar
@@ -54,6 +55,16 @@ def _parse_prefix(text: str) -> Prefix:
     return ip_network(text, strict=False)
 
 
+def _named_addresses(value: object) -> frozenset[Address]:
+    """Read the addresses of a map; what is none is left out, such as the engine's own "<nil>"."""
+    texts = value.values() if isinstance(value, dict) else ()
+    found: set[Address] = set()
+    for text in texts:
+        with suppress(ValueError):
+            found.add(_parse_interface(str(text)).ip)
+    return frozenset(found)
+
+
 Text = Annotated[str, null_is(str)]
 StringMap = Annotated[dict[str, str], null_is(dict)]
 AnyMap = Annotated[dict[str, Any], null_is(dict)]
@@ -66,6 +77,7 @@ InterfaceField = Annotated[
     _OPTIONAL,
 ]
 PrefixField = Annotated[Prefix | None, _parsed(_parse_prefix, "give a subnet such as 10.0.1.0/24"), _OPTIONAL]
+NamedAddressesField = Annotated[frozenset[Address], PlainValidator(_named_addresses)]
 MacField = Annotated[
     Mac | None, _parsed(partial(parse_mac, "MacAddress"), "give a MAC such as 02:42:0a:00:00:05"), _OPTIONAL
 ]

@@ -20,6 +20,7 @@ from plugin.fields import (
     EndpointIdField,
     InterfaceField,
     MacField,
+    NamedAddressesField,
     NetworkIdField,
     PrefixField,
     StringMap,
@@ -60,14 +61,12 @@ class ActivateAnswer(Answer):
 
 
 class IpamData(Message):
-    """One subnet of a network (moby `driverapi/ipamdata.go`).
-
-    AuxAddresses stays unread: it reserves addresses with the IPAM, means nothing to a data plane,
-    and may hold the text "<nil>" for an address.
-    """
+    """One subnet of a network (moby `driverapi/ipamdata.go`)."""
 
     Pool: PrefixField = None
     Gateway: InterfaceField = None
+    AuxAddresses: NamedAddressesField = frozenset()
+    """What the user has reserved; in a Swarm the engine keeps it to itself."""
 
 
 IpamDataList = Annotated[list[IpamData], null_is(list)]
@@ -98,7 +97,7 @@ class _WithSubnets(NetworkRequest):
     def subnets(self) -> tuple[Subnet, ...]:
         """All subnets of the network, IPv4 first; a network without IPAM may have none."""
         return tuple(
-            Subnet(data.Pool, data.Gateway.ip if data.Gateway else None)
+            Subnet(data.Pool, data.Gateway.ip if data.Gateway else None, data.AuxAddresses)
             for data in (*self.IPv4Data, *self.IPv6Data)
             if data.Pool
         )

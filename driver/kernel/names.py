@@ -6,6 +6,8 @@ from driver.wish.values import HOST, EndpointId, NetworkId, Scope, Vni
 
 NAMESPACE_PREFIX = "pyoverlay-"
 ALIAS_PREFIX = "pyoverlay "
+ALIAS_MAX = 255
+"""Bytes that the kernel keeps of an alias (linux/if.h: IFALIASZ, less its closing zero)."""
 
 
 def namespace_name(network: NetworkId) -> str:

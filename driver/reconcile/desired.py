@@ -18,6 +18,7 @@ from driver.kernel.kinds import (
     Vxlan,
 )
 from driver.kernel.names import (
+    ALIAS_MAX,
     ALIAS_PREFIX,
     bridge_name,
     container_name,
@@ -108,7 +109,7 @@ def _segment(state: State, network: Network, segment: Segment, mtu: int) -> Iter
     namespace = namespace_name(network.id)
     bridge = bridge_name(segment.vni)
     subnets = " ".join(str(s.prefix) for s in segment.subnets)
-    alias = f"{ALIAS_PREFIX}network {network.id} {subnets}"
+    alias = f"{ALIAS_PREFIX}network {network.id} {subnets}"[:ALIAS_MAX]
     yield Bridge(namespace, bridge, bridge_mac(f"{state.host.id} {segment.vni}"), mtu, alias)
     for subnet in segment.subnets:
         if subnet.gateway is not None:

@@ -207,6 +207,12 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
             return whole_part(before, self._state, scope, underlay, shortcuts=self.shortcuts)
         return changed_part(before, self._state, scope, underlay, shortcuts=self.shortcuts)
 
+    @property
+    def underlay(self) -> Underlay:
+        """The way to other hosts as it was seen last, or the fallback; safe for all threads."""
+        seen = self._underlay
+        return seen if isinstance(seen, Underlay) else FALLBACK_UNDERLAY
+
     def _known_underlay(self) -> Underlay:
         """Return the underlay; when there is none, have it looked up again and raise KernelError."""
         if isinstance(self._underlay, Underlay):

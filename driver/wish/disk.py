@@ -71,7 +71,7 @@ def _network(network: Network) -> dict[str, Any]:
         "segments": [
             {
                 "vni": segment.vni,
-                "subnets": [{"prefix": str(s.prefix), "gateway": _text(s.gateway)} for s in segment.subnets],
+                "subnets": [_subnet(subnet) for subnet in segment.subnets],
             }
             for segment in network.segments
         ],
@@ -87,15 +87,26 @@ def _read_network(item: dict[str, Any]) -> Network:
     segments = tuple(
         Segment(
             Vni(segment["vni"]),
-            tuple(
-                Subnet(ip_network(s["prefix"]), ip_address(s["gateway"]) if s["gateway"] else None)
-                for s in segment["subnets"]
-            ),
+            tuple(map(_read_subnet, segment["subnets"])),
         )
         for segment in item["segments"]
     )
     return Network(
         NetworkId(item["id"]), segments, item["port"], item["mtu"], item["underlay_mtu"], item["internal"]
+    )
+
+
+def _subnet(subnet: Subnet) -> dict[str, Any]:
+    """Leave out what the former version does not know when there is nothing to say."""
+    found = {"prefix": str(subnet.prefix), "gateway": _text(subnet.gateway)}
+    return {**found, "reserved": sorted(map(str, subnet.reserved))} if subnet.reserved else found
+
+
+def _read_subnet(item: dict[str, Any]) -> Subnet:
+    return Subnet(
+        ip_network(item["prefix"]),
+        ip_address(item["gateway"]) if item["gateway"] else None,
+        frozenset(map(ip_address, item.get("reserved", ()))),
     )
 
 

@@ -16,13 +16,15 @@ class Subnet:
 
     prefix: Prefix
     gateway: Address | None = None
+    reserved: frozenset[Address] = frozenset()
+    """What no container shall have, as the user said with ``--aux-address``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One broadcast domain: a bridge, a VXLAN device and a VNI, with the subnets on it.
 
-    A segment has one subnet, or an IPv4 and an IPv6 one for dual stack.
+    A segment has one subnet, or all of a network's when they are of both families.
     """
 
     vni: Vni

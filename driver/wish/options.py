@@ -94,11 +94,15 @@ def choose_vnis(
     """
     if given and len(given) != segments:
         raise BadRequest.field(
-            "vni", ",".join(map(str, given)), f"the network has {segments} subnet(s): give one VNI for each"
+            "vni",
+            ",".join(map(str, given)),
+            f"the network has {segments} subnet(s): give one VNI for each; "
+            "all subnets of a network with IPv4 and IPv6 share one",
         )
     if taken := [vni for vni in given if vni in used]:
         raise Conflict(
-            f"vni: {taken[0]} is used by another network: choose another, or leave vni out to have one chosen"
+            f"vni: {taken[0]} is used by another network: choose another, or leave the choice to us; "
+            "a network that the engine no longer knows gives its VNI back within a minute"
         )
     chosen: list[Vni] = list(given)
     for attempt in count():
@@ -112,13 +116,14 @@ def choose_vnis(
 
 
 def segments_of(subnets: Sequence[Subnet]) -> list[tuple[Subnet, ...]]:
-    """Group subnets into segments: one per IPv4 subnet, IPv6 subnets beside them in the same order."""
-    first = [s for s in subnets if s.prefix.version == 4] or list(subnets)
-    beside = [s for s in subnets if s not in first]
-    groups = [[subnet] for subnet in first]
-    for position, subnet in enumerate(beside):
-        groups[min(position, len(groups) - 1)].append(subnet)
-    return [tuple(group) for group in groups]
+    """Group subnets into segments: one per subnet, or one for all where there are IPv4 and IPv6 subnets.
+
+    An endpoint is on one segment. Its IPv4 and its IPv6 address come from any of the subnets of each family:
+    the engine takes the first one that has room (moby libnetwork/endpoint.go: assignAddressVersion).
+    """
+    if len({subnet.prefix.version for subnet in subnets}) > 1:
+        return [tuple(subnets)]
+    return [(subnet,) for subnet in subnets]
 
 
 def build_segments(vnis: Sequence[Vni], groups: Sequence[tuple[Subnet, ...]]) -> tuple[Segment, ...]:

@@ -112,6 +112,11 @@ def adopt(peers: Peers, network: NetworkId, rows: Mapping[Address, Peer], now: f
     return replace(peers, nodes={**nodes, **peers.nodes}, entries={**peers.entries, network: known})
 
 
+def forget_network(peers: Peers, network: NetworkId) -> Peers:
+    """Forget what others have in a network."""
+    return _restrict(peers, frozenset((peers.entries.keys() | peers.synced) - {network}))
+
+
 def too_many_stale(peers: Peers) -> bool:
     """Return whether more than half of the known nodes (and more than one) are missing."""
     stale = sum(node.stale_since is not None for node in peers.nodes.values())
@@ -181,7 +186,7 @@ def _peer(known: Peer | None, record: EndpointRecord, node: PeerNode) -> Peer:
 
 
 def _restrict(peers: Peers, wanted: frozenset[NetworkId]) -> Peers:
-    if peers.entries.keys() <= wanted:
+    if peers.entries.keys() | peers.synced <= wanted:
         return peers
     entries = {n: e for n, e in peers.entries.items() if n in wanted}
     return Peers(peers.nodes, entries, peers.synced & wanted)

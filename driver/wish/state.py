@@ -12,8 +12,9 @@ from typing import TypeVar
 from driver.wish.errors import NotFound
 from driver.wish.life import LIVES, Event, Life
 from driver.wish.model import Endpoint, Host, Network, Peers
+from driver.wish.peers import forget_network
 from driver.wish.records import Offer, ServiceRecord
-from driver.wish.values import Address, EndpointId, NetworkId, Vni
+from driver.wish.values import Address, EndpointId, NetworkId, Vni, is_of_one_host
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -36,7 +37,7 @@ class State:
     joining: Mapping[EndpointId, object] = field(default_factory=dict)
     """Endpoints whose veth pair must be made now, and the Join that waits: it alone may end that."""
     doubtful: frozenset[NetworkId | EndpointId] = frozenset()
-    """What nothing has shown to be alive: nobody should send to it, and it holds no address and no VNI.
+    """What nobody has shown to live: nobody shall send to it, and it holds no address.
 
     Endpoints are doubtful by the table of their lives. Networks are after a restart, if no endpoint of theirs
     had joined: the call that made or removed the network may have died with the former process. And at any
@@ -115,9 +116,15 @@ def with_network(state: State, network: Network) -> State:
 
 
 def without_network(state: State, network: NetworkId) -> State:
-    """Remove a network and the endpoints that nobody deleted."""
+    """Remove a network, the endpoints that nobody deleted, and what was heard of it."""
     left = _after(state, Event.NETWORK_GONE, [e.id for e in state.endpoints_of(network)])
-    return replace(left, networks=_without(state.networks, network), doubtful=left.doubtful - {network})
+    return replace(
+        left,
+        networks=_without(state.networks, network),
+        doubtful=left.doubtful - {network},
+        peers=forget_network(state.peers, network),
+        services=_without(state.services, network),
+    )
 
 
 def without_ghost(state: State, network: NetworkId) -> State:
@@ -203,12 +210,16 @@ def without_allocation(state: State, network: NetworkId) -> State:
     return replace(state, allocations=_without(state.allocations, network))
 
 
-def vnis_in_use(state: State, *, besides: NetworkId, doubtful: bool = True) -> set[Vni]:
-    """Return the VNIs of all other networks that this host knows of, or without the doubtful ones."""
+def vnis_in_use(state: State, *, besides: NetworkId, asked: bool) -> set[Vni]:
+    """Return the VNIs that no other network can have; *asked* tells whether the user names them.
+
+    What remains of a Swarm's network, and is doubtful, gives way to a user: those that live are among the
+    leader's allocations. A network of this host keeps its VNI until the engine says that there is none.
+    """
     allocated = (v for n, vnis in state.allocations.items() if n != besides for v in vnis)
     others = (n for n in state.networks.values() if n.id != besides)
-    known = (n for n in others if doubtful or n.id not in state.doubtful)
-    return {*allocated, *(s.vni for n in known for s in n.segments)}
+    kept = (n for n in others if not asked or n.id not in state.doubtful or is_of_one_host(n.id))
+    return {*allocated, *(s.vni for n in kept for s in n.segments)}
 
 
 def _after(state: State, event: Event, endpoints: Iterable[EndpointId]) -> State:

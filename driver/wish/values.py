@@ -42,6 +42,9 @@ TUNNEL_MTU = 65485
 The most that a tunnel can carry: of an outer IPv4 packet's 65535 bytes, 50 are overhead.
 """
 
+IPV6_MTU = 1280
+"""Bytes: the least MTU of a link with IPv6 (RFC 8200 section 5); with less the kernel has none on it."""
+
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _ENGINE_ID = 64
 """Characters of the ids that an engine generates (moby pkg/stringid)."""
@@ -71,11 +74,13 @@ def is_of_one_host(network: NetworkId) -> bool:
 def mac_of(address: Address) -> Mac:
     """Derive an endpoint's MAC as Docker does: 02:42 and the IPv4 address (moby netutils.GenerateMACFromIP).
 
-    An IPv6-only endpoint gets 02:43 and a digest of its address.
+    An IPv6-only endpoint gets a digest of its address: all bits but the two that make a MAC address unicast
+    and locally administered (IEEE 802c-2017), since of two with one MAC only one can be reached.
     """
     if isinstance(address, IPv4Address):
         return _mac(b"\x02\x42" + address.packed)
-    return _mac(b"\x02\x43" + hashlib.sha256(address.packed).digest()[:4])
+    first, *rest = hashlib.sha256(address.packed).digest()[:6]
+    return _mac(bytes([first & 0b1111_1100 | 0b10, *rest]))
 
 
 def octets(mac: Mac) -> bytes:

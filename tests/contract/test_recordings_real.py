@@ -36,16 +36,21 @@ class Program:
 
     def __init__(self, folder: Path, mode: Mode) -> None:
         vtep = ip_address("192.0.2.1")
-        self.wish = Wish(MemoryDisk(State(Host(NodeId("node"), vtep))))
+        self._folder, self._mode = folder, mode
+        self._disk = MemoryDisk(State(Host(NodeId("node"), vtep)))
         self.kernel = FakeKernel()
         self.kernel.underlays = {
             ip_address(a): Underlay("eth0", 1500) for a in ("192.0.2.1", "10.77.0.1", "10.77.0.2")
         }
+        self.start()
+
+    def start(self) -> None:
+        self.wish = Wish(self._disk)
         self.reconciler = NetworkReconciler(self.wish, self.kernel)
         self.peering = Peering(self.wish, MemoryControlPlane(NodeId("node")))
         # The recorded hosts' addresses are announced in the recordings; one VTEP serves them all here.
-        self.overlay = Overlay(self.wish, self.reconciler, self.peering, mode, fixed_vtep=True)
-        self.ipam = AddressManager(LeaseFile(folder / "ipam.json"), tuple, self.overlay.in_use)
+        self.overlay = Overlay(self.wish, self.reconciler, self.peering, self._mode, fixed_vtep=True)
+        self.ipam = AddressManager(LeaseFile(self._folder / "ipam.json"), tuple, self.overlay.in_use)
         self.reconciler.start()
         self.peering.start()
         self.client = create_app(self.overlay, self.ipam).test_client()
@@ -53,6 +58,10 @@ class Program:
     def stop(self) -> None:
         self.peering.stop(leave=True)
         self.reconciler.stop()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
 
     def post(self, method: str, request: Any, headers: dict[str, str]) -> tuple[int, bytes]:
         body = b"" if request is None else json.dumps(request).encode() + b"\n"

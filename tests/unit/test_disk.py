@@ -129,6 +129,18 @@ def test_soft_state_is_not_written(tmp_path: Path) -> None:
     assert wish.state.joining == {"ep": "a Join"}
 
 
+def test_reserved_addresses_are_read_back_and_harmless_to_the_former_version(tmp_path: Path) -> None:
+    net = NetworkId("a" * 64)
+    plain = Subnet(ip_network("10.1.0.0/24"), ip_address("10.1.0.1"))
+    kept = replace(plain, reserved=frozenset({ip_address("10.1.0.9"), ip_address("10.1.0.3")}))
+    disk = WishFile(tmp_path / "state.json")
+    state = State(Host(NodeId("me")), {net: Network(net, (Segment(Vni(7), (kept,)),))})
+    disk.save(state)
+    assert disk.load() == state
+    (row,) = encode(state)["networks"][0]["segments"][0]["subnets"]
+    assert row == {"prefix": "10.1.0.0/24", "gateway": "10.1.0.1", "reserved": ["10.1.0.3", "10.1.0.9"]}
+
+
 def test_a_file_of_the_former_version_is_read_and_stays_as_it_is(tmp_path: Path) -> None:
     net, web = NetworkId("u4m9hzge31tsafr3nembuizn6"), NetworkId("k2q8fz0d7wxbnmc5rjt1vplya")
     a, b, c = (EndpointId(letter * 64) for letter in "abc")

@@ -12,8 +12,10 @@ from ipam.allocator import (
     request_address,
     request_pool,
 )
+from ipam.disk import decode, encode
 from ipam.errors import BadRequest, Conflict, Exhausted, NotFound
 from ipam.pools import Address, IpamState, Network, PoolId, Space
+from ipam.replay import begin_epoch
 
 GATEWAY = AddressRequest(gateway=True)
 
@@ -42,6 +44,9 @@ class Host:
         request = AddressRequest(wanted, gateway=gateway, leader=leader)
         self.state, given = request_address(self.state, pool_id, request, self.in_use, 0.0)
         return str(given)
+
+    def elect(self) -> None:
+        self.state = begin_epoch(self.state, 0.0)
 
     def free(self, pool_id: PoolId, address: str) -> None:
         self.state = release_address(self.state, pool_id, ip_address(address))
@@ -263,7 +268,43 @@ def test_a_leaders_replay_is_answered_the_same(host: Host) -> None:
     pool_id = host.open("10.1.0.0/24", Space.GLOBAL)
     task = host.ask(pool_id, leader=True)
     host.live.add(task.partition("/")[0])  # it runs on the leader itself
+    host.elect()
+    host.open("10.1.0.0/24", Space.GLOBAL)
     assert host.ask(pool_id, task.partition("/")[0], leader=True) == task
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("since", ["at once", "after a restart", "after an election", "after a replay"])
+def test_a_leader_gives_an_address_once(host: Host, named: bool, since: str) -> None:
+    """Whoever wishes for it while another has it is refused; a replay opens the pool and asks once."""
+    pool_id = host.open("10.1.0.0/24", Space.GLOBAL)
+    host.ask(pool_id, gateway=True, leader=True)
+    task = host.ask(pool_id, "10.1.0.50" if named else "", leader=True).partition("/")[0]
+    if since == "after a restart":
+        host.state = decode(encode(host.state))
+    elif since != "at once":
+        host.elect()
+    if since == "after a replay":
+        host.open("10.1.0.0/24", Space.GLOBAL)
+        host.ask(pool_id, task, leader=True)
+    for gateway in (False, True):
+        with pytest.raises(Conflict, match=rf'Address "{task}": belongs to another container or service'):
+            host.ask(pool_id, task, leader=True, gateway=gateway)
+    host.free(pool_id, task)
+    assert host.ask(pool_id, task, leader=True) == f"{task}/24"
+
+
+def test_a_second_replay_soon_after_the_first_is_answered_too(host: Host) -> None:
+    """Two elections within the grace are one epoch, but the leader tells all that it knows each time."""
+    pool_id = host.open("10.1.0.0/24", Space.GLOBAL)
+    host.ask(pool_id, gateway=True, leader=True)
+    task = host.ask(pool_id, leader=True).partition("/")[0]
+    for _ in range(3):
+        host.elect()
+        host.open("10.1.0.0/24", Space.GLOBAL)
+        host.ask(pool_id, "10.1.0.1", gateway=True, leader=True)
+        assert host.ask(pool_id, task, leader=True) == f"{task}/24"
+    assert host.state.replay.seen_at is not None
 
 
 def test_a_stand_alone_network_of_global_scope_refuses_a_twin(host: Host) -> None:
@@ -304,6 +345,7 @@ def test_a_leader_finds_an_address_under_a_siblings_id(host: Host) -> None:
     """It tries a network's pools in random order and cannot tell our "out of range" from an end."""
     one, two = host.open("10.1.0.0/24", Space.GLOBAL), host.open("10.2.0.0/24", Space.GLOBAL)
     assert host.ask(one, "10.2.0.5", leader=True) == "10.2.0.5/24"
+    host.free(one, "10.2.0.5")
     assert host.ask(two, "10.2.0.5", leader=True) == "10.2.0.5/24"
     host.free(one, "10.2.0.5")
     assert not host.state.pools[two.key].leases
@@ -318,6 +360,9 @@ def test_of_two_siblings_the_one_that_holds_the_address_is_meant(host: Host) -> 
     wide, narrow = host.open("10.2.0.0/16", Space.GLOBAL), host.open("10.2.0.0/24", Space.GLOBAL)
     assert host.ask(one, "10.2.0.9", leader=True) == "10.2.0.9/24"
     assert host.ask(wide, "10.2.0.5", leader=True) == "10.2.0.5/16"
+    host.elect()
+    for prefix in ("10.1.0.0/24", "10.2.0.0/16", "10.2.0.0/24"):
+        host.open(prefix, Space.GLOBAL)
     assert host.ask(one, "10.2.0.5", leader=True) == "10.2.0.5/16"
     host.free(one, "10.2.0.5")
     assert not host.state.pools[wide.key].leases

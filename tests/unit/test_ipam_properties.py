@@ -40,11 +40,19 @@ class Engine(RuleBasedStateMachine):
         self.now = 0.0
         self.held: set[tuple[str, str]] = set()  # (space/prefix, address) of living endpoints
         self.gateways: set[tuple[str, str]] = set()
+        self.told: set[tuple[str, str]] = set()  # what a leader has asked for since it was last elected
+        self.open_since: set[str] = set()  # space/prefix of the pools that were opened since
         self.start()
 
     def start(self) -> None:
         store = LeaseFile(Path(self.folder.name) / "ipam.json")
         self.ipam = AddressManager(store, list, self.in_use, lambda: self.now)
+        self.elect()
+
+    def elect(self) -> None:
+        self.ipam.capabilities()
+        self.told.clear()
+        self.open_since.clear()
 
     def teardown(self) -> None:
         self.folder.cleanup()
@@ -65,13 +73,17 @@ class Engine(RuleBasedStateMachine):
     def open(self, space: str, pool: tuple[str, str]) -> object:
         v6 = ":" in pool[0]
         found = self.attempt(lambda: self.ipam.request_pool(space, *pool, v6=v6).pool_id)
-        return found or multiple()
+        if not found:
+            return multiple()
+        self.open_since.add(self.home(found))
+        return found
 
     @rule(target=pools, space=st.sampled_from(SPACES), v6=st.booleans())
     def open_any(self, space: str, v6: bool) -> str:
         others = {prefix for _, prefix in self.ipam.state.pools}
         lease = self.ipam.request_pool(space, v6=v6)
         assert not any(lease.prefix.version == o.version and lease.prefix.overlaps(o) for o in others)
+        self.open_since.add(self.home(lease.pool_id))
         return lease.pool_id
 
     @rule(target=leases, pool_id=pools)
@@ -85,6 +97,7 @@ class Engine(RuleBasedStateMachine):
         assert (home, address) not in self.gateways, "a gateway was given"
         self.check_place(pool_id, answer)
         self.held.add((home, address))
+        self.told.add((home, address))
         return pool_id, address
 
     def home(self, pool_id: str) -> str:
@@ -109,19 +122,22 @@ class Engine(RuleBasedStateMachine):
 
     @rule(lease=leases)
     def ask_again(self, lease: tuple[str, str]) -> None:
-        """By name: a living local twin is refused, the leader's replay is not."""
+        """By name: a twin is refused, the leader's replay is not."""
         pool_id, address = lease
-        is_leader, living = "global" in pool_id, (self.home(pool_id), address) in self.held
-        options = SERIAL if is_leader else None
+        home = self.home(pool_id)
+        is_replay = "global" in pool_id and home in self.open_since and (home, address) not in self.told
+        options = SERIAL if "global" in pool_id else None
         answer = self.attempt(lambda: str(self.ipam.request_address(pool_id, address, options).interface.ip))
-        if living:
-            assert answer == (address if is_leader else None)
-        elif answer:
-            self.held.add((self.home(pool_id), address))
+        if (home, address) in self.held:
+            assert answer == (address if is_replay else None)
+        if answer:
+            self.held.add((home, address))
+            self.told.add((home, address))
 
     @rule(lease=consumes(leases))
     def stop(self, lease: tuple[str, str]) -> None:
         self.held.discard((self.home(lease[0]), lease[1]))
+        self.told.discard((self.home(lease[0]), lease[1]))
         self.ipam.release_address(*lease)
 
     @rule(pool_id=pools)
@@ -133,12 +149,12 @@ class Engine(RuleBasedStateMachine):
 
     @rule()
     def election_without_replay(self) -> None:
-        self.ipam.capabilities()
+        self.elect()
 
     @rule()
     def election_with_replay(self) -> None:
         """The leader tells all it knows: gateways first, then every living address."""
-        self.ipam.capabilities()
+        self.elect()
         for (home, address), options in [
             *((entry, {**GATEWAY, **SERIAL}) for entry in sorted(self.gateways)),
             *((entry, SERIAL) for entry in sorted(self.held)),
@@ -148,6 +164,8 @@ class Engine(RuleBasedStateMachine):
                 pool_id = self.ipam.request_pool(SPACES[1], prefix, v6=":" in prefix).pool_id
                 answer = self.ipam.request_address(pool_id, address, options)
                 assert str(answer.interface.ip) == address
+                self.open_since.add(home)
+                self.told.add((home, address))
 
     @rule(seconds=st.sampled_from([1.0, 700.0]))
     def time_passes(self, seconds: float) -> None:

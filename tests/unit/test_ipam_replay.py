@@ -13,6 +13,7 @@ from ipam.allocator import (
     request_address,
     request_pool,
 )
+from ipam.errors import Conflict
 from ipam.pools import IpamState, PoolId, Space
 from ipam.replay import GRACE
 
@@ -120,7 +121,8 @@ def test_a_repeated_address_alone_is_no_replay(leader: Leader) -> None:
 
 
 def test_repeats_within_one_epoch_are_no_replay(leader: Leader) -> None:
-    replay_of(leader, A, "10.1.0.2")
+    with pytest.raises(Conflict):
+        replay_of(leader, A, "10.1.0.2")
     leader.now += GRACE
     assert len(leader.leases(B)) == 3
 
@@ -130,7 +132,8 @@ def test_repeats_of_what_was_given_after_an_election_are_no_replay(leader: Leade
     pool_id = leader.pool("10.5.0.0/24")
     leader.ask(pool_id, gateway=True)
     task = leader.ask(pool_id)
-    replay_of(leader, "10.5.0.0/24", task)
+    with pytest.raises(Conflict):
+        replay_of(leader, "10.5.0.0/24", task)
     leader.now += GRACE
     assert len(leader.leases(A)) == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from driver.mode import Alone, InSwarm, Mode
 from driver.wish.errors import BadRequest, Unsupported
 from driver.wish.model import Endpoint, Host, Network, Segment, Subnet
-from driver.wish.state import State
+from driver.wish.state import State, after_restart
 from driver.wish.values import EndpointId, Mac, NetworkId, NodeId, Vni
 
 SUBNET, SIX = (Subnet(ip_network(prefix)) for prefix in ("10.0.0.0/24", "fd00::/64"))
@@ -36,15 +37,32 @@ def test_by_itself_a_host_refuses_what_is_taken(alone: Mode) -> None:
     assert alone.taken_vnis(STATE, NEW, asked=True) == {7}
 
 
-def test_a_forgotten_network_yields_its_vni_to_a_user_but_not_to_chance(alone: Mode) -> None:
-    forgotten = State(STATE.host, STATE.networks, doubtful=frozenset({OLD}))
+def test_what_remains_of_a_swarm_yields_its_vni_to_a_user_but_not_to_chance(alone: Mode) -> None:
+    left = NetworkId("u4m9hzge31tsafr3nembuizn6")
+    networks = {left: replace(STATE.networks[OLD], id=left)}
+    forgotten = State(STATE.host, networks, doubtful=frozenset({left}))
     assert alone.taken_vnis(forgotten, NEW, asked=True) == set()
     assert alone.taken_vnis(forgotten, NEW, asked=False) == {7}
 
 
+def test_a_network_of_this_host_keeps_its_vni_over_a_restart(alone: Mode) -> None:
+    restarted = after_restart(replace(STATE, endpoints={}))
+    assert OLD in restarted.doubtful
+    for asked in (True, False):
+        assert alone.taken_vnis(restarted, NEW, asked=asked) == {7}
+
+
 def test_a_node_does_not_question_the_leader(in_swarm: Mode) -> None:
-    assert in_swarm.holder(STATE, OLD, ADDRESS) is None
+    theirs = NetworkId("u4m9hzge31tsafr3nembuizn6")
+    holder = replace(HOLDER, network=theirs)
+    network = replace(STATE.networks[OLD], id=theirs)
+    state = State(STATE.host, {theirs: network}, endpoints={holder.id: holder})
+    assert in_swarm.holder(state, theirs, ADDRESS) is None
     assert not in_swarm.taken_vnis(STATE, NEW, asked=True)
+
+
+def test_in_a_network_from_before_the_swarm_nobody_else_gives_out_addresses(in_swarm: Mode) -> None:
+    assert in_swarm.holder(STATE, OLD, ADDRESS) == HOLDER
 
 
 def test_ipv6_is_for_a_host_by_itself(alone: Mode, in_swarm: Mode) -> None:

@@ -91,7 +91,8 @@ def test_subnets_that_one_network_cannot_have(prefixes: list[str], swarm: bool, 
 def test_dual_stack_shares_a_segment() -> None:
     v4, w4, v6 = subnet("10.1.0.0/24"), subnet("10.2.0.0/24"), subnet("fd00::/64")
     assert segments_of([v4, v6]) == [(v4, v6)]
-    assert segments_of([v4, w4, v6]) == [(v4, v6), (w4,)]
+    assert segments_of([v4, w4, v6]) == [(v4, w4, v6)]
+    assert segments_of([v4, w4]) == [(v4,), (w4,)]
     assert segments_of([v6]) == [(v6,)]
 
 

@@ -29,7 +29,7 @@ from driver.kernel.kinds import (
     Shortcut,
     Vxlan,
 )
-from driver.kernel.names import container_name, namespace_name, port_name
+from driver.kernel.names import ALIAS_MAX, container_name, namespace_name, port_name
 from driver.kernel.objects import KernelState
 from driver.kernel.ops import Set
 from driver.mode import Alone, InSwarm, Mode
@@ -39,7 +39,7 @@ from driver.wish.errors import BadRequest, Conflict, KernelError, NotFound, Unsu
 from driver.wish.model import Host, Phase, Subnet, Underlay
 from driver.wish.options import REFUSED
 from driver.wish.state import State
-from driver.wish.values import TUNNEL_MTU, EndpointId, Mac, NetworkId, NodeId
+from driver.wish.values import TUNNEL_MTU, EndpointId, Mac, NetworkId, NodeId, mac_of, octets
 from driver.wish.wish import Wish
 from tests.fakes.disk import MemoryDisk
 from tests.fakes.kernel import FakeKernel
@@ -229,6 +229,18 @@ def test_the_mac_is_dockers_unless_the_engine_gives_one(nodes: list[Node]) -> No
     assert given is None, "a MAC that the engine gave must not be echoed"
 
 
+def test_the_mac_of_an_ipv6_only_endpoint_has_46_bits_of_its_address() -> None:
+    """With 32, some two of 10,000 endpoints had one, and only one of them could be reached."""
+    count = 20_000
+    macs = [mac_of(ip_address("fd00::") + number) for number in range(count)]
+    assert macs == [mac_of(ip_address("fd00::") + number) for number in range(count)]
+    values = [int.from_bytes(octets(mac)) for mac in macs]
+    assert len(set(values)) == count
+    ones = {bit: sum(value >> bit & 1 for value in values) / count for bit in range(48)}
+    assert (ones.pop(41), ones.pop(40)) == (1, 0), "locally administered, unicast"
+    assert all(0.45 < share < 0.55 for share in ones.values())
+
+
 def test_an_answered_join_has_nothing_read_again(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine moves the container's device just then, and whoever reads waits for 20 ms until it has."""
     node, reads = nodes[0], []
@@ -337,6 +349,30 @@ def test_subnets_are_routed_by_the_own_gateway(nodes: list[Node]) -> None:
     assert routes == (Route(SUBNETS[0].prefix, ip_address("10.63.0.1")),)
 
 
+@pytest.mark.parametrize("fours", [1, 2, 20])
+@pytest.mark.parametrize("sixes", [1, 2])
+def test_an_endpoint_may_have_an_address_of_any_ipv4_and_any_ipv6_subnet(
+    cluster: MemoryStore, fours: int, sixes: int
+) -> None:
+    """The engine takes the first subnet of each family that has room, or what the user asks for."""
+    node = Node(1, cluster, Alone)
+    four = [Subnet(ip_network(f"10.{n}.0.0/24"), ip_address(f"10.{n}.0.1")) for n in range(fours)]
+    six = [Subnet(ip_network(f"fd00:{n}::/64"), ip_address(f"fd00:{n}::1")) for n in range(sixes)]
+    try:
+        node.overlay.create_network(NET, {}, [*four, *six], internal=False)
+        for number, (v4, v6) in enumerate(itertools.product(four, six)):
+            own = [ip_interface(f"{s.prefix[number + 4]}/{s.prefix.prefixlen}") for s in (v4, v6)]
+            endpoint = f"{number:064x}"
+            node.overlay.create_endpoint(NET, endpoint, own, None, {})
+            routes = node.overlay.join(NET, endpoint, "").routes
+            ways = {Route(s.prefix, v4.gateway) for s in four if s != v4 and v4.gateway}
+            ways |= {Route(s.prefix, v6.gateway) for s in six if s != v6 and v6.gateway}
+            assert set(routes) == ways
+        assert len(_vxlan(node).alias) <= ALIAS_MAX
+    finally:
+        node.end()
+
+
 def test_addresses_outside_of_the_network_are_refused(nodes: list[Node]) -> None:
     nodes[0].create()
     with pytest.raises(BadRequest, match=r"10\.99\.0\.4.*10\.62\.0\.0/24"):
@@ -361,6 +397,25 @@ def test_a_live_duplicate_address_is_refused_outside_of_a_swarm(cluster: MemoryS
         node.end()
 
 
+def test_a_vni_is_given_once_over_restarts_whoever_makes_the_second_network(cluster: MemoryStore) -> None:
+    """By itself, and as the leader of a Swarm that the host has joined since."""
+    node, old, new = Node(1, cluster, Alone), "a1" * 32, "b2" * 32
+    try:
+        node.create({"vni": "5000"}, old)
+        node.end()
+        node.begin()
+        with pytest.raises(Conflict, match="5000 is used by another network"):
+            node.create({"vni": "5000"}, new)
+        node.overlay.delete_network(old)
+        node.create({"vni": "5000"}, new)
+        node.mode = InSwarm
+        node.end()
+        node.begin()
+        assert "5000 is used" in node.overlay.allocate_network(NET, {"vni": "5000"}, SUBNETS)[REFUSED]
+    finally:
+        node.end()
+
+
 def test_a_vtep_that_nobody_announced_is_a_clear_refusal(nodes: list[Node]) -> None:
     node = nodes[0]
     node.wish.change(lambda s: replace(s, host=replace(s.host, vtep=None)))
@@ -380,6 +435,53 @@ def test_a_vtep_on_no_device_is_a_clear_refusal(nodes: list[Node]) -> None:
     node.kernel.underlays[ip_address("192.0.2.50")] = Underlay("eth0", 1400)
     node.overlay.join(NET, EP, "")
     assert _mtus(node) == {"bridge": 1350, "container": 1350, "port": TUNNEL_MTU, "tunnel": TUNNEL_MTU}
+
+
+@pytest.mark.parametrize(
+    ("options", "underlay", "mtu"),
+    [
+        ({"mtu": "1279"}, 1500, 1279),
+        ({"com.docker.network.driver.mtu": "1329"}, 1500, 1279),
+        ({}, 1329, 1279),
+        ({"mtu": "1280"}, 576, None),
+        ({"com.docker.network.driver.mtu": "1330"}, 576, None),
+        ({}, 1330, None),
+    ],
+)
+def test_ipv6_with_too_small_an_mtu_is_refused_at_create(
+    cluster: MemoryStore, options: dict[str, str], underlay: int, mtu: int | None
+) -> None:
+    node = Node(1, cluster, Alone)
+    six = Subnet(ip_network("fd00::/64"), ip_address("fd00::1"))
+    try:
+        node.kernel.move_underlay(node.wish.state.host.vtep, Underlay("eth0", underlay))
+        assert _soon(lambda: node.reconciler.underlay.mtu == underlay)
+        node.overlay.create_network(EP, options, SUBNETS, internal=False)
+        if mtu is None:
+            node.overlay.create_network(NET, options, [*SUBNETS, six], internal=False)
+            return
+        with pytest.raises(BadRequest, match=rf"fd00::/64.*1280.*would have {mtu}: .*IPv4 subnets only"):
+            node.overlay.create_network(NET, options, [*SUBNETS, six], internal=False)
+        assert NetworkId(NET) not in node.wish.state.networks
+    finally:
+        node.end()
+
+
+def test_an_underlay_that_has_become_too_small_for_ipv6_refuses_a_join_with_a_sentence(
+    cluster: MemoryStore,
+) -> None:
+    node = Node(1, cluster, Alone)
+    six = Subnet(ip_network("fd00::/64"), ip_address("fd00::1"))
+    try:
+        node.overlay.create_network(NET, {}, [*SUBNETS, six], internal=False)
+        own = [ip_interface("10.62.0.4/24"), ip_interface("fd00::4/64")]
+        node.overlay.create_endpoint(NET, EP, own, None, {})
+        node.kernel.move_underlay(node.wish.state.host.vtep, Underlay("eth0", 1300))
+        assert _soon(lambda: node.reconciler.underlay.mtu == 1300)
+        with pytest.raises(BadRequest, match=r"would have 1250.*here 1300"):
+            node.overlay.join(NET, EP, "")
+    finally:
+        node.end()
 
 
 def test_a_lower_mtu_is_for_new_containers_and_the_bridge(nodes: list[Node]) -> None:

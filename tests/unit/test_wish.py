@@ -13,7 +13,8 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from driver.wish.errors import DiskError, NotFound
-from driver.wish.model import Endpoint, Host, Network, Phase
+from driver.wish.model import Endpoint, Host, Network, Peer, PeerNode, Peers, Phase
+from driver.wish.records import ServiceRecord
 from driver.wish.state import State, with_endpoint, with_join_answered, with_network, without_network
 from driver.wish.values import EndpointId, Mac, NetworkId, NodeId
 from driver.wish.wish import Wish
@@ -100,6 +101,26 @@ def test_fifty_calls_take_two_writes_and_are_on_disk_and_told_when_they_return()
         done.result()
     assert disk.saves == 2
     assert len(wish.state.networks) == 50
+
+
+def test_what_was_heard_of_a_network_leaves_with_it() -> None:
+    gone, stays = network(1), network(2)
+    address = ip_address("10.1.0.9")
+    peer = Peer(Mac("02:42:0a:01:00:09"), ip_address("192.0.2.2"), NodeId("other"))
+    heard = {n.id: {address: peer} for n in (gone, stays)}
+    services = {n.id: {address: ServiceRecord(n.id, address, "web", ())} for n in (gone, stays)}
+    nodes = {NodeId("other"): PeerNode(ip_address("192.0.2.2"))}
+    state = State(
+        HOST,
+        {gone.id: gone, stays.id: stays},
+        peers=Peers(nodes, heard, frozenset(heard)),
+        services=services,
+    )
+    after = without_network(state, gone.id)
+    assert after.peers == Peers(nodes, {stays.id: heard[stays.id]}, frozenset({stays.id}))
+    assert after.services == {stays.id: services[stays.id]}
+    synced_only = replace(state, peers=Peers(nodes, {}, frozenset({gone.id})))
+    assert not without_network(synced_only, gone.id).peers.synced
 
 
 def test_soft_changes_do_not_wait_for_the_disk() -> None:
