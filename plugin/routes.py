@@ -92,5 +92,5 @@ def _body() -> bytes:
     if not body.strip():
         # A retry reuses a reader that the first attempt has emptied (moby pkg/plugins/client.go:
         # callWithRetry). Defaults in its place would do harm.
-        raise BadRequest("request body: it is empty, as in the engine's retries; nothing was done")
+        raise BadRequest("request body: it is empty, as in a retry by the engine; nothing was done")
     return body
