@@ -189,7 +189,7 @@ def test_the_underlays_mtu_is_lowered_under_a_tcp_stream_and_full_sized_datagram
         machine.host.run("ip link set u0 mtu 1500")
     assert eventually(lab.right)
     assert datagrams(lab.first, back, "10.1.0.22", 1422) == [True] * 5
-    assert caplog.text.count("was 1500 and is 1400") == 2
+    assert caplog.text.count("changed from 1500 to 1400") == 2
     assert "repaired" not in caplog.text
 
 
