@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from driver.kernel.objects import KernelState, Key
-from driver.kernel.ops import Op
+from driver.kernel.ops import Announcement, Op
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
 from driver.wish.values import Address
@@ -52,6 +52,13 @@ class Kernel(Protocol):
         Returns the failures by key. A Set is idempotent and replaces; a Delete of what is
         gone succeeds. A Set may re-create a device (VNI or port changed); its rows are then
         gone, and the caller reads and diffs again.
+        """
+
+    def announce(self, what: Announcement) -> None:
+        """Tell containers, and nobody on other hosts, who has an address now.
+
+        Those that wait for its owner, or remember another one, know it when this returns. Nothing else
+        changes. Where that cannot be, they find out for themselves, later.
         """
 
     def underlay(self, vtep: Address | None) -> Underlay | None:

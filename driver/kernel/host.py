@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from driver.kernel.degraded import degraded
 from driver.kernel.kinds import KINDS, Namespace, Row
 from driver.kernel.kinds.base import SpaceObject, Together
 from driver.kernel.look import Look
@@ -20,7 +21,7 @@ from driver.kernel.netlink import links, routes
 from driver.kernel.netlink.events import HostListener, Listener
 from driver.kernel.netlink.rows import Place
 from driver.kernel.objects import KernelState, Key, index
-from driver.kernel.ops import Delete, Op, Set, subject
+from driver.kernel.ops import Announcement, Delete, Op, Set, subject
 from driver.kernel.refusal import failed, failures_of, refusal
 from driver.kernel.shortcuts import filters
 from driver.kernel.spaces import Space, Spaces
@@ -97,6 +98,15 @@ class NetlinkKernel:
             else:
                 failures |= self._apply_each(ops_of_batch)
         return failures
+
+    def announce(self, what: Announcement) -> None:
+        """Tell containers who has an address now. See the Protocol."""
+        try:
+            space = self._spaces.space(what.namespace)
+            if space:
+                space.announcer.announce(what)
+        except OSError as failure:
+            degraded("an address that gets another MAC may not be reached for up to 40 s", failure)
 
     def underlay(self, vtep: Address | None) -> Underlay | None:
         """The device that has *vtep* (or the default route, for None); None when there is none."""

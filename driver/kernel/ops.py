@@ -1,10 +1,12 @@
-"""What the kernel is asked to do: set an object, or delete it. Pure."""
+"""What a kernel is asked to do: set an object, delete it, or tell of addresses. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from driver.kernel.objects import KernelObject
+from driver.wish.values import Address, Mac
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,24 @@ class Delete:
 
 
 Op = Set | Delete
+
+
+class Owner(NamedTuple):
+    """Who has an address: the MAC address to send to."""
+
+    address: Address
+    mac: Mac
+    routes: bool = False
+    """Whether it is a gateway."""
+
+
+class Announcement(NamedTuple):
+    """Whoever is behind *ports* of a bridge, and the bridge itself, is to hear of *owners*."""
+
+    namespace: str
+    bridge: str
+    ports: tuple[str, ...]
+    owners: tuple[Owner, ...]
 
 
 def subject(op: Op) -> KernelObject:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from driver.kernel import netns
+from driver.kernel.announce import Announcer
 from driver.kernel.names import NAMESPACE_PREFIX
 from driver.kernel.netlink.events import SpaceListener
 from driver.kernel.netlink.socket import Channel
@@ -21,6 +22,7 @@ class Space(NamedTuple):
     identity: tuple[int, int]
     channel: Channel
     listener: SpaceListener
+    announcer: Announcer
 
 
 class Spaces:
@@ -68,7 +70,7 @@ class Spaces:
             return None
         with self.pinned(name) as descriptor:
             channel, listener = netns.inside(descriptor, lambda: (Channel.here(), SpaceListener.here()))
-        self.open[name] = Space(identity, channel, listener)
+        self.open[name] = Space(identity, channel, listener, Announcer(channel))
         return self.open[name]
 
     def is_pinned(self, name: str) -> bool:
@@ -120,3 +122,4 @@ class Spaces:
         if space:
             space.channel.close()
             space.listener.close()
+            space.announcer.close()

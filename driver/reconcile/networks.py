@@ -22,6 +22,7 @@ from driver.kernel.names import NAMESPACE_PREFIX, namespace_name, place_of
 from driver.kernel.objects import KernelState, Key, Kind, index
 from driver.kernel.ops import Delete, Op, subject
 from driver.reconcile.adoption import adopt_kernel, withdraw
+from driver.reconcile.announcements import announcements
 from driver.reconcile.desired import FALLBACK_UNDERLAY, desired, vanished
 from driver.reconcile.drift import Finding, asked_for, findings, sentence
 from driver.reconcile.loop import Change, Progress, Reconciler
@@ -240,11 +241,18 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
                 return _not_kept(ops)
             log.debug("%s: %s", self._label(scope), _summary(ops))
             errors = dict(self._kernel.apply(ops)) if ops else {}
+            self._announce(part, have, [op for op in ops if subject(op).key not in errors])
             if errors or not ops:
                 break
             part = part.after(ops) or self._all_of(scope)
         self._note_drift(scope, drift)
         return errors
+
+    def _announce(self, part: Part, have: KernelState, done: Sequence[Op]) -> None:
+        """Let the containers that there were hear of addresses that are another's now."""
+        endpoints = self._state.endpoints.values()
+        for what in announcements(done, have, part.want, endpoints) if done else ():
+            self._kernel.announce(what)
 
     def _read(self, scope: Scope, part: Part) -> tuple[Part, KernelState]:
         """Return what the kernel has in the place of *part*; all of it if the kernel cannot read parts."""

@@ -126,7 +126,7 @@ class ServiceWatch:
         since = time.monotonic()
         networks = vips.our_networks(self._docker.list("networks", scope=["swarm"]))
         services = self._docker.list("services") if networks else []
-        tasks = self._docker.list("tasks", desired_state=["running"]) if services else []
+        tasks = self._docker.list("tasks", desired_state=vips.WANTED) if services else []
         offer = vips.offer(networks, services, tasks)
         self._say(offer)
         if not any(offer.values()):

@@ -19,6 +19,11 @@ Object: TypeAlias = Mapping[str, Any]
 _OPTIONS: Final = frozenset({"vni", "vxlan_port"})
 """What our answer to AllocateNetwork always has: they mark our networks, whatever name the plugin has."""
 
+WANTED: Final = ("running", "complete")
+"""The desired states of tasks that may run: a job's are to be complete from their beginning on."""
+_ENDED: Final = frozenset({"complete", "shutdown", "failed", "rejected", "remove", "orphaned"})
+"""https://docs.docker.com/engine/swarm/how-swarm-mode-works/swarm-task-states/"""
+
 
 def our_networks(networks: Iterable[Object]) -> frozenset[NetworkId]:
     """Return which of the Swarm's networks are ours."""
@@ -36,7 +41,7 @@ def offer(networks: Iterable[NetworkId], services: Iterable[Object], tasks: Iter
     """
     backends: dict[tuple[str, NetworkId], set[Address]] = defaultdict(set)
     for task in tasks:
-        if (task.get("Status") or {}).get("State") == "running" and task.get("DesiredState") == "running":
+        if _status(task) == "running" and task.get("DesiredState") in WANTED:
             for network, addresses in _attachments(task):
                 backends[str(task.get("ServiceID")), network] |= addresses
     said: dict[NetworkId, set[ServiceRecord]] = {network: set() for network in networks}
@@ -49,12 +54,24 @@ def offer(networks: Iterable[NetworkId], services: Iterable[Object], tasks: Iter
 
 
 def is_settled(services: Iterable[Object], tasks: Iterable[Object]) -> bool:
-    """Tell whether nothing is about to change: no update is in progress, and every wanted task runs."""
+    """Tell whether nothing is about to change: no update is in progress, and every wanted task runs.
+
+    Of a job they may also have ended, well or not: another try is another task.
+    """
     updating = (
         s for s in services if (s.get("UpdateStatus") or {}).get("State") in ("updating", "rollback_started")
     )
-    starting = (t for t in tasks if (t.get("Status") or {}).get("State") != "running")
+    starting = (task for task in tasks if not _is_at_rest(task))
     return next(updating, None) is None and next(starting, None) is None
+
+
+def _is_at_rest(task: Object) -> bool:
+    status = _status(task)
+    return status == "running" or (task.get("DesiredState") == "complete" and status in _ENDED)
+
+
+def _status(task: Object) -> str:
+    return str((task.get("Status") or {}).get("State"))
 
 
 def _name(service: Object) -> str:

@@ -10,6 +10,7 @@ import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 
 class FakeEngine:
@@ -58,7 +59,9 @@ class FakeEngine:
             return 503, {"message": "This node is not a swarm manager."}
         if not self.quorum:
             return 500, {"message": "rpc error: code = Unknown desc = The swarm does not have a leader."}
-        return (200, self.lists[kind]) if kind in self.lists else self._node(path)
+        if kind in self.lists:
+            return 200, [one for one in self.lists[kind] if _passes(one, path)]
+        return self._node(path)
 
     def _networks(self, name: str) -> tuple[int, Any]:
         if not name:
@@ -85,6 +88,12 @@ class FakeEngine:
             "ControlAvailable": self.manager,
             "RemoteManagers": [{"NodeID": f"m{i}", "Addr": a} for i, a in enumerate(self.managers)],
         }
+
+
+def _passes(listed: Any, path: str) -> bool:
+    """Tell whether the filter "desired-state" lets an object through, as the engine's API describes it."""
+    filters = json.loads(parse_qs(urlsplit(path).query).get("filters", ["{}"])[0])
+    return listed.get("DesiredState") in filters.get("desired-state", [listed.get("DesiredState")])
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

@@ -60,6 +60,14 @@ def test_the_leader_says_what_its_engine_says(wish: Wish, watcher: ServiceWatch,
     assert wait_until(lambda: wish.state.offer == offered(3, 4)) < 1.5
 
 
+def test_a_job_has_a_name_while_it_runs(wish: Wish, watcher: ServiceWatch, fake: FakeEngine) -> None:
+    fake.lists["tasks"] = [task(3, desired="complete"), task(4, desired="shutdown")]
+    watcher.start()
+    wait_until(lambda: wish.state.offer == offered(3))
+    fake.lists["tasks"] = [task(3, state="complete", desired="complete")]
+    wait_until(lambda: wish.state.offer == offered())
+
+
 def test_an_event_has_it_look_at_once(
     wish: Wish, watcher: ServiceWatch, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

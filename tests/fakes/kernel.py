@@ -27,7 +27,7 @@ from driver.kernel.kinds import (
     Vxlan,
 )
 from driver.kernel.objects import KernelObject, KernelState, Key, Kind
-from driver.kernel.ops import Op, Set
+from driver.kernel.ops import Announcement, Op, Set
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
 from driver.wish.values import HOST, Address, Mac, Vni
@@ -55,6 +55,8 @@ class FakeKernel:
         self.applied: list[Op] = []
         self.underlays: dict[Address | None, Underlay] = {}
         """Use move_underlay for a change that the driver is to hear of."""
+        self.heard: dict[str, dict[Address, Mac]] = {}
+        """What containers were told of, by port."""
         self.closed = False
         self.shortcuts = True
         self._failures: list[tuple[Kind, int]] = []
@@ -102,6 +104,11 @@ class FakeKernel:
             except KernelError as failure:
                 failures[obj.key] = failure
         return failures
+
+    def announce(self, what: Announcement) -> None:
+        for port in self._all(Port, what.namespace):
+            if port.bridge == what.bridge and port.name in what.ports:
+                self.heard.setdefault(port.name, {}).update({one.address: one.mac for one in what.owners})
 
     def underlay(self, vtep: Address | None) -> Underlay | None:
         return self.underlays.get(vtep)

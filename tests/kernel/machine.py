@@ -23,7 +23,7 @@ from driver.reconcile.sandboxes import SandboxReconciler
 from driver.wish.model import Host as HostState
 from driver.wish.model import Subnet
 from driver.wish.state import State
-from driver.wish.values import EndpointId, NodeId
+from driver.wish.values import EndpointId, Mac, NodeId
 from driver.wish.wish import Wish
 from tests.fakes.disk import MemoryDisk
 from tests.kernel.hosts import Host, Space, eventually
@@ -56,10 +56,10 @@ class Machine:
         parsed = ip_network(prefix)
         self.overlay.create_network(network, {"vni": str(vni)}, [Subnet(parsed, parsed[1])], internal=False)
 
-    def attach(self, network: str, address: str, length: int = 24) -> Space:
+    def attach(self, network: str, address: str, length: int = 24, mac: Mac | None = None) -> Space:
         """Start a container, as the engine does."""
         endpoint = endpoint_id(network, address)
-        self.overlay.create_endpoint(network, endpoint, [ip_interface(f"{address}/{length}")], None, {})
+        self.overlay.create_endpoint(network, endpoint, [ip_interface(f"{address}/{length}")], mac, {})
         space = Space(netns.create())
         # As the engine has it in a network without IPv6; what IPv6 says at first would teach bridges.
         space.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1")

@@ -82,3 +82,22 @@ def test_at_rest_is_when_every_wanted_task_runs_and_no_update_does() -> None:
     assert not is_settled([service()], [task(3), task(4, state="preparing")])
     assert not is_settled([{**service(), "UpdateStatus": {"State": "updating"}}], [task(3)])
     assert is_settled([{**service(), "UpdateStatus": {"State": "completed"}}], [task(3)])
+
+
+def test_a_job_leads_to_the_tasks_that_run_and_refuses_when_all_have_completed() -> None:
+    """They are to be complete from the beginning on (swarmkit, jobs/replicated and jobs/global)."""
+    job = [task(3, desired="complete"), task(4, state="complete", desired="complete")]
+    assert offer([OURS], [service()], job) == {OURS: {record(3)}}
+    assert offer([OURS], [service()], job[1:]) == {OURS: {record()}}
+
+
+def test_a_job_that_is_on_its_way_out_leads_nowhere() -> None:
+    removed = [task(3, desired="remove"), task(4, desired="shutdown")]
+    assert offer([OURS], [service()], removed) == {OURS: {record()}}
+
+
+def test_a_job_is_at_rest_when_its_tasks_run_or_have_ended() -> None:
+    ended = [task(n, state=s, desired="complete") for n, s in enumerate(("complete", "failed", "running"), 3)]
+    assert is_settled([service()], ended)
+    assert not is_settled([service()], [*ended, task(9, state="starting", desired="complete")])
+    assert not is_settled([service()], [task(3, state="failed"), *ended]), "a service begins another task"

@@ -22,6 +22,7 @@ from driver.kernel.netlink.numbers import (
     NTF_MASTER,
     NTF_SELF,
     NUD_PERMANENT,
+    NUD_STALE,
     RTM_DELNEIGH,
     RTM_GETNEIGH,
     RTM_NEWNEIGH,
@@ -73,6 +74,13 @@ def new_neighbour(device: int, address: Address, mac: Mac) -> Request:
 def deleted_neighbour(device: int, address: Address) -> Request:
     """Make a VXLAN device stop answering for *address*."""
     return Request(RTM_DELNEIGH, 0, _body(_family(address), 0, device, None, address))
+
+
+def corrected_neighbour(device: int, address: Address, mac: Mac) -> Request:
+    """Have a device that knows a neighbour, or waits for it, take this MAC for it until it asks again."""
+    return Request(
+        RTM_NEWNEIGH, NLM_F_REPLACE, _body(_family(address), 0, device, mac, address, state=NUD_STALE)
+    )
 
 
 def forgotten(device: int, mac: Mac) -> Request:
@@ -156,16 +164,23 @@ def place_in(data: bytes) -> Place:
     return device, family, mac, b"" if any(mac) else to
 
 
-def _body(family: int, flags: int, device: int, mac: Mac | None, address: Address | None) -> bytes:
+def _body(
+    family: int,
+    flags: int,
+    device: int,
+    mac: Mac | None,
+    address: Address | None,
+    *,
+    state: int = NUD_PERMANENT,
+) -> bytes:
     """Pack the usual row in one go: a host may have tens of thousands of them."""
     if mac is not None and address is not None:
         packed = address.packed
         size = len(packed) + 4
         return (
-            _HEAD.pack(family, device, NUD_PERMANENT, flags, 0, 10, NDA_LLADDR, octets(mac), size, NDA_DST)
-            + packed
+            _HEAD.pack(family, device, state, flags, 0, 10, NDA_LLADDR, octets(mac), size, NDA_DST) + packed
         )
-    body = _NDMSG.pack(family, device, NUD_PERMANENT, flags, 0)
+    body = _NDMSG.pack(family, device, state, flags, 0)
     if mac is not None:
         body += attribute(NDA_LLADDR, octets(mac))
     return body + (attribute(NDA_DST, address.packed) if address is not None else b"")
