@@ -132,7 +132,8 @@ class Reconciler(ABC, Generic[Item, P]):
         self._new_progress = new_progress
         self._audit_interval = audit_interval
         self._clock = clock
-        self._alarm = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
+        self._alarm: io.FileIO
+        """From start to stop: readable when the thread is to be woken."""
         self._thread = Supervised(name, self._turn)
         self._progress: dict[Item, P] = {}
         """Changed by the thread alone, and with the lock held, since others read it."""
@@ -150,6 +151,7 @@ class Reconciler(ABC, Generic[Item, P]):
 
     def start(self) -> None:
         """Begin."""
+        self._alarm = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
         self._wish.subscribe(self._wake)
         self._thread.start()
 
