@@ -151,7 +151,7 @@ class Reconciler(ABC, Generic[Item, P]):
 
     def start(self) -> None:
         """Begin."""
-        self._alarm = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
+        self._alarm = new_alarm()
         self._wish.subscribe(self._wake)
         self._thread.start()
 
@@ -290,6 +290,11 @@ class Reconciler(ABC, Generic[Item, P]):
             is_urgent = self._await_news(seconds, self._alarm.fileno())
         if seconds and not is_urgent and not self._thread.stopping:
             time.sleep(_SETTLE)
+
+
+def new_alarm() -> io.FileIO:
+    """Open what wakes a thread that polls: readable once it was written to."""
+    return io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
 
 
 def _changed_at(progress: Progress, change: Change, now: float) -> float:

@@ -52,6 +52,7 @@ class Toy(Reconciler[str, Progress]):
         self.now = 0.0
         self.wished = Wish(MemoryDisk(State(Host(NodeId("n"), None))))
         super().__init__("toys", self.wished, Progress, audit_interval=30.0, clock=lambda: self.now)
+        self._alarm = loop.new_alarm()
         self.changes = dict.fromkeys(items, Change.NONE)
         self.attended: list[str] = []
         self.whole: list[str] = []
@@ -82,6 +83,10 @@ class Toy(Reconciler[str, Progress]):
 
     def _label(self, item: str) -> str:
         return f"toy {item}"
+
+    def start(self) -> None:
+        self._alarm.close()  # it was for turns without a thread
+        super().start()
 
     # What tests do: all in the test's own thread, turn by turn.
 
