@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 30
 
-.PHONY: demo demo-down test test-faults soak bench check unit plugin lock clean
+.PHONY: demo demo-down test test-faults test-upgrade soak bench check unit plugin lock clean
 
 demo: $(VENV)/.ready ## three engines as a Swarm, the plugin on each, containers that reach each other
 	$(BIN)/python -m tests.demo up
@@ -21,6 +21,10 @@ test: check ## unit, real kernel, real etcd, real engines; of the faults a part;
 test-faults: $(VENV)/.ready ## every fault on real engines, under traffic; half an hour
 	$(BIN)/python -m tests.lab ensure
 	$(BIN)/pytest tests/faults --tb=short --durations=10
+
+test-upgrade: $(VENV)/.ready ## a Swarm upgraded host by host, under traffic: make test-upgrade FROM=<revision>
+	$(BIN)/python -m tests.lab ensure
+	$(BIN)/python -m tests.faults.rolling $(FROM)
 
 soak: $(VENV)/.ready ## churn and random faults: make soak MINUTES=30 SEED=7
 	$(BIN)/python -m tests.lab ensure
