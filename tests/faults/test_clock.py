@@ -133,7 +133,7 @@ def test_a_clock_a_day_wrong_costs_no_row(peer: Peer, other: Host) -> None:
     peer.clock.turn(-DAY)
     peer.interrupt()
     wait_until(
-        lambda: "clock right" in peer.errors.read_text() and "not yet valid" in peer.errors.read_text(), 10
+        lambda: "clock is right" in peer.errors.read_text() and "not yet valid" in peer.errors.read_text(), 10
     )
     other.join(endpoint("b", 11))
     assert other.published()
