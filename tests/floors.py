@@ -18,10 +18,21 @@ from coverage import Coverage
 from coverage.exceptions import CoverageException
 
 FLOORS: Mapping[str, int] = {
-    "driver": 90,
-    "ipam": 90,
-    "lib": 90,
-    "plugin": 90,
+    "driver": 95,
+    "driver/cluster": 90,
+    "driver/cluster/etcd": 85,
+    "driver/cluster/ledger": 87,
+    "driver/kernel": 95,
+    "driver/kernel/balancers": 95,
+    "driver/kernel/kinds": 95,
+    "driver/kernel/netlink": 95,
+    "driver/kernel/shortcuts": 90,
+    "driver/reconcile": 95,
+    "driver/swarm": 50,
+    "driver/wish": 97,
+    "ipam": 97,
+    "lib": 97,
+    "plugin": 95,
 }
 """Per cent, by room. A file belongs to the longest path that leads to it, so "driver" is what lies loose
 there. A floor is what was reached when it was set, rounded down. Raise it with the coverage; who lowers it
