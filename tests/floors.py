@@ -18,25 +18,25 @@ from coverage import Coverage
 from coverage.exceptions import CoverageException
 
 FLOORS: Mapping[str, int] = {
-    "driver": 95,
-    "driver/cluster": 90,
-    "driver/cluster/etcd": 85,
-    "driver/cluster/ledger": 87,
-    "driver/kernel": 95,
-    "driver/kernel/balancers": 95,
-    "driver/kernel/kinds": 95,
+    "driver": 97,
+    "driver/cluster": 97,
+    "driver/cluster/etcd": 94,
+    "driver/cluster/ledger": 95,
+    "driver/kernel": 97,
+    "driver/kernel/balancers": 96,
+    "driver/kernel/kinds": 96,
     "driver/kernel/netlink": 95,
-    "driver/kernel/shortcuts": 90,
-    "driver/reconcile": 95,
-    "driver/swarm": 50,
-    "driver/wish": 97,
-    "ipam": 97,
-    "lib": 97,
-    "plugin": 95,
+    "driver/kernel/shortcuts": 85,
+    "driver/reconcile": 96,
+    "driver/swarm": 90,
+    "driver/wish": 98,
+    "ipam": 98,
+    "lib": 98,
+    "plugin": 96,
 }
 """Per cent, by room. A file belongs to the longest path that leads to it, so "driver" is what lies loose
-there. A floor is what was reached when it was set, rounded down. Raise it with the coverage; who lowers it
-says why. Pure rooms stay at 90 or above. Those of `driver/kernel` hold on kernels without shortcuts, too."""
+there. A floor is one or two below what was reached when it was set: chance decides about a few branches.
+Raise it with the coverage; who lowers it says why. Pure rooms stay at 90 or above. Those of `driver/kernel` hold on kernels without shortcuts, too."""
 
 
 @dataclass(frozen=True, slots=True)
