@@ -36,7 +36,8 @@ FLOORS: Mapping[str, int] = {
 }
 """Per cent, by room. A file belongs to the longest path that leads to it, so "driver" is what lies loose
 there. A floor is one or two below what was reached when it was set: chance decides about a few branches.
-Raise it with the coverage; who lowers it says why. Pure rooms stay at 90 or above. Those of `driver/kernel` hold on kernels without shortcuts, too."""
+Raise it with the coverage; who lowers it says why. Pure rooms stay at 90 or above. That of
+`driver/kernel/shortcuts` holds on kernels without shortcuts, too."""
 
 
 @dataclass(frozen=True, slots=True)
