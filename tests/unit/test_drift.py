@@ -122,7 +122,7 @@ def test_what_a_hand_does_while_the_wish_changes_is_told_and_counted(
         assert _soon(lambda: len(node.rows()) == others + 1)
         assert vxlan(node) == right
         assert _soon(lambda: node.reconciler.repairs == {Vxlan.kind: 1})
-        assert caplog.text.count("repaired") == 1
+        assert _soon(lambda: caplog.text.count("repaired") == 1)
     finally:
         other.end()
 
