@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 from typing import Final
 
+from driver.checksum import internet_checksum
 from driver.wish.values import Address
 
 log = logging.getLogger(__name__)
@@ -62,15 +63,8 @@ def _socket(version: int) -> socket.socket:
 def _request(version: int, identity: bytes) -> bytes:
     kind, number = _ECHO[version][0], int.from_bytes(identity, "big")
     # The kernel fills in ICMPv6's checksum (RFC 3542 section 3.1).
-    checksum = 0 if version == 6 else _checksum(_HEADER.pack(kind, 0, 0, number, 1))
+    checksum = 0 if version == 6 else internet_checksum(_HEADER.pack(kind, 0, 0, number, 1))
     return _HEADER.pack(kind, 0, checksum, number, 1)
-
-
-def _checksum(data: bytes) -> int:
-    """Add up 16 bit words in ones' complement (RFC 1071)."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
 
 
 def _answers(raw: socket.socket, version: int, identity: bytes) -> Iterator[Address]:

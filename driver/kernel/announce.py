@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from driver.checksum import internet_checksum
 from driver.kernel import netns
 from driver.kernel.netlink import links, rows
 from driver.kernel.netlink import numbers as nl
@@ -100,13 +101,6 @@ def _advertisement(mac: bytes, address: IPv6Address, *, routes: bool) -> bytes:
     fields = flags, address.packed, *_TARGET_LINK_LAYER, mac
     size, ends = _ADVERTISEMENT.size, (address.packed, _ALL_NODES.packed)
     pseudo = b"".join(ends) + struct.pack("!II", size, socket.IPPROTO_ICMPV6)
-    checksum = _checksum(pseudo + _ADVERTISEMENT.pack(_NEIGHBOUR_ADVERTISEMENT, 0, 0, *fields))
+    checksum = internet_checksum(pseudo + _ADVERTISEMENT.pack(_NEIGHBOUR_ADVERTISEMENT, 0, 0, *fields))
     head = _IPV6.pack(6 << 28, size, socket.IPPROTO_ICMPV6, _HOPS, *ends)
     return head + _ADVERTISEMENT.pack(_NEIGHBOUR_ADVERTISEMENT, 0, checksum, *fields)
-
-
-def _checksum(data: bytes) -> int:
-    """Add up words of 16 bits in ones' complement (RFC 1071)."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
