@@ -41,8 +41,8 @@ class State:
 
     Endpoints are doubtful by the table of their lives. Networks are after a restart, if no endpoint of theirs
     had joined: the call that made or removed the network may have died with the former process. And at any
-    time, if all their endpoints are doubtful: an engine that was killed has forgotten its Swarm networks. Any
-    call about an endpoint of a network ends the network's doubt.
+    time, if all their endpoints are doubtful: an engine that was killed has forgotten its Swarm networks.
+    CreateNetwork, CreateEndpoint and Join end a network's doubt.
     """
     peers: Peers = field(default_factory=Peers)
     services: Mapping[NetworkId, Mapping[Address, ServiceRecord]] = field(default_factory=dict)
