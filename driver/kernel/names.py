@@ -6,6 +6,7 @@ from driver.wish.values import HOST, EndpointId, NetworkId, Scope, Vni
 
 NAMESPACE_PREFIX = "pyoverlay-"
 ALIAS_PREFIX = "pyoverlay "
+CONTAINER_PREFIX = "pyo"
 ALIAS_MAX = 255
 """Bytes that the kernel keeps of an alias (linux/if.h: IFALIASZ, less its closing zero)."""
 
@@ -37,4 +38,9 @@ def port_name(endpoint: EndpointId) -> str:
 
 def container_name(endpoint: EndpointId) -> str:
     """Name the container end of an endpoint's veth pair while it is in the host's namespace."""
-    return f"pyo{endpoint[:12]}"
+    return f"{CONTAINER_PREFIX}{endpoint[:12]}"
+
+
+def port_of(container_end: str) -> str:
+    """Name the bridge end whose other end is *container_end*, in the host's namespace."""
+    return port_name(EndpointId(container_end.removeprefix(CONTAINER_PREFIX)))

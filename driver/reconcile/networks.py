@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from driver.kernel import Kernel
-from driver.kernel.kinds import SHARED, Namespace
-from driver.kernel.names import NAMESPACE_PREFIX, namespace_name, place_of
+from driver.kernel.kinds import SHARED, Namespace, Port
+from driver.kernel.names import NAMESPACE_PREFIX, namespace_name, place_of, port_of
 from driver.kernel.objects import KernelState, Key, Kind, index
 from driver.kernel.ops import Delete, Op, subject
 from driver.reconcile.adoption import adopt_kernel, withdraw
@@ -84,6 +84,8 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         """As of the last survey, like the next two."""
         self._underlay: Underlay | KernelError = FALLBACK_UNDERLAY
         self._bases: Mapping[Scope, _Basis] = {}
+        self._left: Mapping[str, str] = {}
+        """Namespaces that no network claims and that are not removed, and why."""
         self._doubted: Mapping[EndpointId, float] = {}
         """Doubtful endpoints, and since which audit."""
         self._way = KnownUnderlay(kernel)
@@ -308,14 +310,40 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
             self._wish.change(lambda state: without_doubtful(state, old), lasting=False)
 
     def _take_on_orphans(self) -> None:
-        """Treat each namespace that no network claims as that of an unwanted network: remove it."""
+        """Treat each namespace that no network claims as that of an unwanted network: remove it.
+
+        Not while a container uses it. Then our state was lost, or another instance made it.
+        """
         claimed = {place_of(scope) for scope in self._progress}
-        for name in sorted(set(self._kernel.namespaces()) - claimed):
-            orphan = NetworkId(name.removeprefix(NAMESPACE_PREFIX))
-            if namespace_name(orphan) == name:  # else the name is not one of ours
+        unclaimed = {name: _owner(name) for name in set(self._kernel.namespaces()) - claimed}
+        reasons = {name: self._why_it_stays(name) for name, owner in unclaimed.items() if owner}
+        for name, reason in sorted(reasons.items()):
+            if not reason:
                 log.warning("namespace %s belongs to no network of this host: removing it", name)
                 with self._done:
-                    self._progress[orphan] = _Progress()
+                    self._progress[_owner(name)] = _Progress()
+            elif reason != self._left.get(name):
+                log.warning("namespace %s belongs to no network of this host, but stays: %s", name, reason)
+        self._left = {name: reason for name, reason in reasons.items() if reason}
+
+    def _why_it_stays(self, name: str) -> str:
+        """Return why a namespace that no network claims must not be removed; nothing when it may be.
+
+        A veth pair ends with the namespace of either end, so a port has a container unless its other end is
+        in the host's own namespace.
+        """
+        try:
+            ports = {key.name for key in self._kernel.read_place(name) if key.kind == Port.kind}
+            used = ports - {port_of(end) for end in self._kernel.container_ends()}
+        except KernelError as error:
+            return f"whether containers use it cannot be told: {error}"
+        return f"containers use it, by {', '.join(sorted(used))}" if used else ""
+
+
+def _owner(namespace: str) -> NetworkId:
+    """Return whose *namespace* is, by its name: nothing when it was not us who named it."""
+    network = NetworkId(namespace.removeprefix(NAMESPACE_PREFIX))
+    return network if namespace_name(network) == namespace else NetworkId("")
 
 
 @dataclass(frozen=True, slots=True)
