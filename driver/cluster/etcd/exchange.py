@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from driver.cluster.etcd.client import Watch
-from driver.cluster.ledger.codec import Scope
 from driver.cluster.ledger.ledger import Ledger
 from driver.wish.records import Publication, View
 from driver.wish.values import NetworkId, NodeId
@@ -15,13 +14,13 @@ from driver.wish.values import NetworkId, NodeId
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """A member of the store that we are connected to, and how far we have read there."""
+    """A member of the store that we are connected to."""
 
     url: str
     version: object
     """The version of the credentials used for the connection."""
-    since: dict[Scope, int] = field(default_factory=dict)
-    """The revision up to which each scope was read."""
+    served: bool = False
+    """Whether all that we follow was read over it."""
     watch: Watch | None = None
     broken: str = ""
     """Why the link can no longer be used."""

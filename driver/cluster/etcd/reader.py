@@ -1,8 +1,9 @@
 """The reading half of the etcd back end: a snapshot, then a watch, for as long as a member serves us.
 
-However the connection ends, the answer is the same: another member, and a new snapshot.
-A snapshot is complete, so a compacted past, a lost event and a new store need no special
-treatment.
+However the connection ends, the answer is the same: another member, and what has changed since it was read. A
+hundred hosts that have lost one store for a moment would otherwise ask it for everything at the same time. What
+is gone meanwhile shows in the number of keys, so a compacted past and a lost event need no special treatment.
+Of another store everything is read.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class EtcdReader:
         self._cluster = ""
         self._revision = 0
         """The highest one seen of this cluster."""
+        self._since: dict[Scope, int] = {}
+        """The revision of this cluster up to which each scope was read, over whatever link."""
         self._failed = ""
         self._complaints: set[str] = set()
         self._delay = 0.0
@@ -64,6 +67,7 @@ class EtcdReader:
         try:
             connected = self._try_members()
         except Exception:  # a view that is no longer read is frozen
+            self._since = {}
             self._freeze()
             raise
         steady = connected and time.monotonic() - since > _STEADY
@@ -90,7 +94,7 @@ class EtcdReader:
                 self._lost(link, str(error))
             finally:
                 client.close()
-            if link.since:
+            if link.served:
                 return True
         return False
 
@@ -118,8 +122,8 @@ class EtcdReader:
             with self._exchange.changed:
                 ledger = self._exchange.ledger
                 scopes = [NODES, *ledger.followed()]
-                kept = link.since.keys() & (set(scopes) - ledger.unread())
-                link.since = {scope: link.since[scope] for scope in kept}
+                kept = self._since.keys() & (set(scopes) - ledger.unread())
+                self._since = {scope: self._since[scope] for scope in kept}
             watch = client.watch(scopes)
             try:
                 self._follow(client, link, watch, scopes)
@@ -141,13 +145,13 @@ class EtcdReader:
         with self._exchange.changed:
             link.watch = watch
         watch.wait_open()
-        for first in range(0, len(scopes), _MAX_PREFIXES):
-            self._catch_up(client, link, scopes[first : first + _MAX_PREFIXES])
+        self._read(client, link, scopes)
+        link.served = True
         if self._exchange.link is not link:
             self._connected(link)
         self._tell()
         if not self._has_more_to_follow(link):
-            self._take_changes(watch, link)
+            self._take_changes(watch)
 
     def _connected(self, link: Link) -> None:
         log.info("store connected: %s, cluster %s, revision %d", link.url, self._cluster, self._revision)
@@ -156,69 +160,91 @@ class EtcdReader:
             self._exchange.link = link
             self._exchange.changed.notify_all()
 
-    def _catch_up(self, client: EtcdClient, link: Link, scopes: Sequence[Scope]) -> None:
-        """Read *scopes*: in full, or only the changes where they were read over this link before."""
-        snapshot = client.read_prefixes({scope: link.since.get(scope, 0) for scope in scopes})
-        torn = [scope for scope in scopes if not self._take_snapshot(link, snapshot, scope)]
+    def _read(self, client: EtcdClient, link: Link, scopes: Sequence[Scope]) -> None:
+        """Read *scopes*; from the beginning if the store turns out to be another one than before this link."""
+        parts = [scopes[first : first + _MAX_PREFIXES] for first in range(0, len(scopes), _MAX_PREFIXES)]
+        for _ in range(2):
+            if all(self._catch_up(client, part) for part in parts):
+                return
+            if link.served:  # what the writer was told over it may be the former store's
+                break
+        raise EtcdError(f"{client.url}: the store was replaced")
+
+    def _catch_up(self, client: EtcdClient, scopes: Sequence[Scope]) -> bool:
+        """Read *scopes*: in full, or only the changes where they were read before.
+
+        Return False when what was read before was another store's.
+        """
+        snapshot = client.read_prefixes({scope: self._since.get(scope, 0) for scope in scopes})
+        if self._is_another_store(snapshot):
+            return False
+        torn = [scope for scope in scopes if not self._take_snapshot(snapshot, scope)]
         if torn:  # keys are gone, and only a full read tells which
             snapshot = client.read_prefixes(dict.fromkeys(torn, 0))
+            if self._is_another_store(snapshot):
+                return False
             for scope in torn:
-                del link.since[scope]
-                self._take_snapshot(link, snapshot, scope)
+                del self._since[scope]
+                self._take_snapshot(snapshot, scope)
+        return True
 
-    def _take_snapshot(self, link: Link, snapshot: Snapshot, scope: Scope) -> bool:
+    def _take_snapshot(self, snapshot: Snapshot, scope: Scope) -> bool:
         """Take in what *snapshot* says about *scope*; return False when that was not enough."""
         extent = snapshot.extents[scope]
         with self._exchange.changed:
             ledger = self._exchange.ledger
-            self._check_store(link, snapshot)
             if scope != NODES and scope not in ledger.followed():
                 return True
-            if scope not in link.since:
+            if scope not in self._since:
                 ledger.load_scope(scope, extent.entries, snapshot.revision)
             else:
                 ledger.seen(extent.entries)
                 if ledger.table.count(scope) != extent.count:
                     return False
-            link.since[scope] = snapshot.revision
+            self._since[scope] = snapshot.revision
             return True
 
-    def _check_store(self, link: Link, snapshot: Snapshot) -> None:
-        """Notice that the store was replaced: its id differs, or its revision went back."""
-        if snapshot.cluster != self._cluster or snapshot.revision < self._revision:
-            if link.since:
-                raise EtcdError(f"{link.url}: the store was replaced")
-            self._cluster = snapshot.cluster
+    def _is_another_store(self, snapshot: Snapshot) -> bool:
+        """Notice that the store was replaced (its id differs, or its revision went back), and begin anew.
+
+        Return whether something was read of the former one, so that *snapshot* may lack what is older.
+        """
+        known, former = self._since, self._revision
+        self._revision = snapshot.revision
+        if snapshot.cluster == self._cluster and snapshot.revision >= former:
+            return False
+        self._cluster, self._since = snapshot.cluster, {}
+        with self._exchange.changed:
             self._exchange.ledger.restart()
             self._exchange.lease = 0
-        self._revision = snapshot.revision
+        return bool(known)
 
     def _has_more_to_follow(self, link: Link) -> bool:
         """Tell whether the watch must be reopened; raise EtcdError when the link is given up."""
         with self._exchange.changed:
             if link.broken:
                 raise EtcdError(link.broken)
-            return bool(link.since and self._exchange.ledger.unread())
+            return bool(self._exchange.ledger.unread())
 
-    def _take_changes(self, watch: Watch, link: Link) -> None:
+    def _take_changes(self, watch: Watch) -> None:
         batch: list[Entry] = []
         changes = iter(watch)
         while True:
             with self.thread.waiting():
                 batch += next(changes)
             if batch and (len(batch) >= _MAX_BATCH or not watch.more()):
-                self._take(batch, link)
+                self._take(batch)
                 batch = []
                 self._tell()
 
-    def _take(self, batch: Sequence[Entry], link: Link) -> None:
+    def _take(self, batch: Sequence[Entry]) -> None:
         with self._exchange.changed:
-            news = [entry for entry in batch if entry.revision > link.since.get(scope_of(entry.key), 0)]
+            news = [entry for entry in batch if entry.revision > self._since.get(scope_of(entry.key), 0)]
             self._exchange.ledger.seen(news)
             for entry in news:
                 scope = scope_of(entry.key)
-                if scope in link.since:
-                    link.since[scope] = max(link.since[scope], entry.revision)
+                if scope in self._since:
+                    self._since[scope] = max(self._since[scope], entry.revision)
                 self._revision = max(entry.revision, self._revision)
             self._exchange.changed.notify_all()
 
