@@ -24,6 +24,8 @@ class Relay:
 
     def __init__(self, target: int) -> None:
         self.target = target
+        self.carried = 0
+        """Bytes, both ways."""
         self.port = free_port()
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
@@ -64,7 +66,7 @@ class Relay:
     def _listen(self) -> None:
         self._clogged = False
         if self._listener is None:
-            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
+            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
             self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _cut(self) -> None:
@@ -127,6 +129,7 @@ class Relay:
         try:
             data = sock.recv(1 << 16)
             if data:
+                self.carried += len(data)
                 self._pairs[sock].sendall(data)
                 return
         except OSError:

@@ -1,8 +1,8 @@
 """What it costs when many hosts reach the store at once: `python -m tests.cluster.storm [--hosts 100]`.
 
-The hosts are the real client of the store, some dozens in a process. The store is the one that a Swarm's leader
-runs, with mutual TLS. All of it is in a network namespace of its own, whose loopback device counts the bytes.
-The hosts share this machine's processors with the store: a hundred real ones would be faster.
+The hosts are the real client of the store, some dozens in a process. The store is the one that a Swarm's
+leader runs, with mutual TLS. All of it is in a network namespace of its own, whose loopback device counts the
+bytes. The hosts share this machine's processors with the store: a hundred real ones would be faster.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from driver.swarm.etcd_process import EtcdProcess, EtcdSettings
 from driver.swarm.identity import swarm_credentials
 from driver.wish.records import View
 from driver.wish.values import NodeId
-from tests.cluster.harness import NET, Host, endpoint, wait_until
+from tests.cluster.harness import Host, endpoint, wait_until
 from tests.cluster.pki import Authority
 from tests.cluster.relay import free_port
 from tests.lab import etcd_binary
@@ -49,14 +49,20 @@ class Member(Host):
 class Hosts:
     """Some of the hosts, with their share of the records."""
 
-    def __init__(self, first: int, count: int, each: int, url: str, sessions: Sessions | None) -> None:
-        self.hosts = []
-        for number in range(first, first + count):
-            plane = EtcdControlPlane(NodeId(f"h{number:05}"), lambda: [url], sessions)
-            host = Member(f"h{number:05}", plane)
+    def __init__(self, hosts: Sequence[Member]) -> None:
+        self.hosts = hosts
+
+    @classmethod
+    def start(cls, numbers: range, each: int, url: str, sessions: Sessions | None = None) -> Hosts:
+        """Start those with *numbers*, with *each* so many records."""
+        hosts = []
+        for number in numbers:
+            name = f"h{number:05}"
+            host = Member(name, EtcdControlPlane(NodeId(name), lambda: [url], sessions))
             host.start()
-            host.join(*(endpoint(host.name, number * each + i) for i in range(each)))
-            self.hosts.append(host)
+            host.join(*(endpoint(name, number * each + i) for i in range(each)))
+            hosts.append(host)
+        return cls(hosts)
 
     def settled(self, records: int, lost: int = 0) -> bool:
         """Tell whether each has lost the store so often, and now has said and heard everything."""
@@ -74,10 +80,11 @@ class Hosts:
             host.plane.stop(leave=False)
 
 
-def be_hosts(first: int, count: int, each: int, total: int, url: str, folder: str) -> None:
-    """Be some hosts; for each number that is read, wait until all have lost the store so often and are settled."""
+def be_hosts(numbers: range, each: int, total: int, url: str, folder: str) -> None:
+    """Be some hosts; for each number read, wait until all have lost the store so often and are settled."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(message)s")
-    hosts = Hosts(first, count, each, url, TlsSessions(swarm_credentials(Path(folder))))
+    sessions = TlsSessions(swarm_credentials(Path(folder)))
+    hosts = Hosts.start(numbers, each, url, sessions)
     for line in sys.stdin:
         wanted = int(line)
         wait_until(lambda wanted=wanted: hosts.settled(total, wanted), PATIENCE)  # type: ignore[misc]
@@ -193,7 +200,7 @@ def storms(hosts: int, records: int, folder: Path) -> None:
 def main() -> None:
     if sys.argv[1:2] == ["--be"]:
         first, count, each, total = map(int, sys.argv[2:6])
-        be_hosts(first, count, each, total, *sys.argv[6:])
+        be_hosts(range(first, first + count), each, total, *sys.argv[6:])
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hosts", type=int, default=100)

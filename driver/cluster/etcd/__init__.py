@@ -4,6 +4,6 @@ Belongs here: connections, certificates, leases, watches, and their faults.
 
 Stays out: what is said; that is the ledger's.
 
-A reviewer checks: every way in which a connection can end leads to another member and to a complete view; every
-request has a time-out; no lock is held over input or output.
+A reviewer checks: every way in which a connection can end leads to another member and to a complete view;
+every request has a time-out; no lock is held over input or output.
 """

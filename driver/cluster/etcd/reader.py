@@ -1,7 +1,7 @@
 """The reading half of the etcd back end: a snapshot, then a watch, for as long as a member serves us.
 
-However the connection ends, the answer is the same: another member, and what has changed since it was read. A
-hundred hosts that have lost one store for a moment would otherwise ask it for everything at the same time. What
+However the connection ends, the answer is the same: another member, and what has changed since the last word.
+A hundred hosts that have lost their store for a moment would otherwise all ask it for everything. What
 is gone meanwhile shows in the number of keys, so a compacted past and a lost event need no special treatment.
 Of another store everything is read.
 """
@@ -161,7 +161,7 @@ class EtcdReader:
             self._exchange.changed.notify_all()
 
     def _read(self, client: EtcdClient, link: Link, scopes: Sequence[Scope]) -> None:
-        """Read *scopes*; from the beginning if the store turns out to be another one than before this link."""
+        """Read *scopes*; from the beginning if the store is another one than before this link."""
         parts = [scopes[first : first + _MAX_PREFIXES] for first in range(0, len(scopes), _MAX_PREFIXES)]
         for _ in range(2):
             if all(self._catch_up(client, part) for part in parts):
