@@ -93,15 +93,18 @@ class Overlay:
         peering: Peering,
         mode: Mode,
         *,
-        default_port: int = VXLAN_PORT,
+        fixed_port: int | None = None,
         fixed_vtep: bool = False,
     ) -> None:
-        """With *fixed_vtep*, the engine's announcements of this host's address are ignored."""
+        """*fixed_port* is the UDP port of new networks, also where the Swarm has another one.
+
+        With *fixed_vtep*, the engine's announcements of this host's address are ignored.
+        """
         self._wish = wish
         self._reconciler = reconciler
         self._peering = peering
         self._mode = mode
-        self._default_port = default_port
+        self._fixed_port = fixed_port
         self._fixed_vtep = fixed_vtep
 
     @property
@@ -120,7 +123,7 @@ class Overlay:
         network_id = NetworkId(parse_id("NetworkID", network))
         asked = {name: value for name, value in options.items() if name != REFUSED}
         try:
-            parsed = parse_network_options(asked, self._default_port)
+            parsed = parse_network_options(asked, self._swarm_port())
             check_subnets(subnets, swarm=True)
             vnis = self._allocate(network_id, parsed, len(segments_of(subnets)), replay="vxlan_port" in asked)
         except (BadRequest, Conflict) as refusal:
@@ -303,7 +306,11 @@ class Overlay:
     def _parse(self, options: Mapping[str, str]) -> NetworkOptions:
         if REFUSED in options:
             raise BadRequest(options[REFUSED])
-        return parse_network_options(options, self._default_port)
+        return parse_network_options(options, self._fixed_port or VXLAN_PORT)
+
+    def _swarm_port(self) -> int:
+        """Return the UDP port that the leader gives to networks for which the user has not named one."""
+        return self._fixed_port or self._wish.state.host.swarm_port or VXLAN_PORT
 
     def _allocate(
         self, network: NetworkId, parsed: NetworkOptions, segments: int, *, replay: bool

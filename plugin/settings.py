@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from driver.wish.values import VXLAN_PORT, Address
+from driver.wish.values import Address
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -102,7 +102,8 @@ class Settings(BaseModel):
         None, description="give an address of this host that other hosts reach, such as 10.0.0.1"
     )
     """This host's tunnel address; None: the one that the engine announces."""
-    vxlan_port: _Port = Field(VXLAN_PORT, description="give a UDP port from 1 to 65535")
+    vxlan_port: _Port | None = Field(None, description="give a UDP port from 1 to 65535")
+    """The UDP port of new networks; None: the Swarm's, or IANA's."""
     shortcut: Annotated[Literal["auto", "off"], _Word] = Field("auto", description="give auto or off")
     """Whether frames from other hosts go past the bridge where the kernel can (ADR 12)."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _Word] = Field(

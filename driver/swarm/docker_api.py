@@ -49,6 +49,8 @@ class SwarmFacts:
     manager: bool = False
     managers: tuple[str, ...] = ()
     """Hosts of all managers, addresses as a rule, without ports."""
+    port: int | None = None
+    """The Swarm's UDP port for VXLAN, which only managers are told."""
 
     @property
     def member(self) -> bool | None:
@@ -75,6 +77,7 @@ class DockerApi:
             address=str(swarm.get("NodeAddr") or ""),
             manager=swarm.get("ControlAvailable") is True,
             managers=tuple(sorted({host_of(m) for m in managers if isinstance(m, str) and m})),
+            port=_data_path_port(swarm.get("Cluster")),
         )
 
     def leadership(self, facts: SwarmFacts) -> Leadership:
@@ -181,6 +184,12 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def _data_path_port(cluster: object) -> int | None:
+    """Return what ``docker swarm init --data-path-port`` has set; None when the engine does not say."""
+    port = cluster.get("DataPathPort") if isinstance(cluster, dict) else None
+    return port if type(port) is int and port in range(1, 65536) else None
 
 
 def host_of(address: str) -> str:

@@ -1,5 +1,7 @@
 """What the plugin on the Swarm's leader knows about services: asks its engine, and publishes the answer.
 
+The same answers tell it the Swarm's VXLAN port, which new networks get.
+
 The engine has events for services, but none for tasks: so it is asked, often while something is about to
 change, and never for more than a small part of the time. When it cannot be asked, or answers badly, what
 was published last stays.
@@ -111,6 +113,7 @@ class ServiceWatch:
         if time.monotonic() >= self._facts_until:
             self._facts = self._docker.info()
             self._facts_until = time.monotonic() + _FACTS
+            self._note_port(self._facts.port)
         leadership = self._docker.leadership(self._facts)
         if leadership is Leadership.YES:
             self._leads = True
@@ -138,6 +141,11 @@ class ServiceWatch:
     def _say(self, offer: Offer) -> None:
         if offer != self._wish.state.offer:
             self._wish.change(lambda state: replace(state, offer=offer))
+
+    def _note_port(self, port: int | None) -> None:
+        """Keep the Swarm's port: the last one counts for as long as the engine does not say."""
+        if port and port != self._wish.state.host.swarm_port:
+            self._wish.change(lambda s: replace(s, host=replace(s.host, swarm_port=port)), lasting=False)
 
     def _complain(self, reason: str) -> None:
         if reason != self._complaint and self._wish.state.offer:

@@ -44,7 +44,7 @@ def load_or_new(disk: Disk[State]) -> State:
 def encode(state: State) -> dict[str, Any]:
     """Turn the durable part into plain JSON values."""
     return {
-        "host": {"id": state.host.id, "vtep": _text(state.host.vtep)},
+        "host": _host(state.host),
         "networks": [_network(network) for network in state.networks.values()],
         "endpoints": [_endpoint(endpoint) for endpoint in state.endpoints.values()],
         "allocations": {network: list(vnis) for network, vnis in state.allocations.items()},
@@ -55,13 +55,22 @@ def decode(body: dict[str, Any]) -> State:
     """Turn plain JSON values, as encode made them, into a state."""
     networks = [_read_network(item) for item in body["networks"]]
     endpoints = [_read_endpoint(item) for item in body["endpoints"]]
-    vtep = body["host"]["vtep"]
     return State(
-        host=Host(NodeId(body["host"]["id"]), ip_address(vtep) if vtep else None),
+        host=_read_host(body["host"]),
         networks={network.id: network for network in networks},
         endpoints={endpoint.id: endpoint for endpoint in endpoints},
         allocations={NetworkId(n): tuple(map(Vni, v)) for n, v in body["allocations"].items()},
     )
+
+
+def _host(host: Host) -> dict[str, Any]:
+    found = {"id": host.id, "vtep": _text(host.vtep)}
+    return {**found, "swarm_port": host.swarm_port} if host.swarm_port else found
+
+
+def _read_host(item: dict[str, Any]) -> Host:
+    vtep = ip_address(item["vtep"]) if item["vtep"] else None
+    return Host(NodeId(item["id"]), vtep, item.get("swarm_port"))
 
 
 def _network(network: Network) -> dict[str, Any]:

@@ -122,6 +122,9 @@ class Host:
 
     id: NodeId
     vtep: Address | None = None
+    swarm_port: int | None = None
+    """The Swarm's UDP port for VXLAN (``docker swarm init --data-path-port``), as a manager's engine said
+    last. On disk, so that a leader need not ask before it answers."""
 
 
 @dataclass(frozen=True, slots=True)

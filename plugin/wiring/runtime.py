@@ -89,7 +89,7 @@ class Runtime:
             self.networks,
             self.peering,
             mode,
-            default_port=settings.vxlan_port,
+            fixed_port=settings.vxlan_port,
             fixed_vtep=settings.vtep is not None,
         )
         self._ipam = AddressManager(

@@ -25,6 +25,8 @@ class FakeEngine:
         self.leader = True
         self.quorum = True
         self.managers: list[str] = [f"{address}:2377"]
+        self.port: object = 4789
+        """What a manager says of --data-path-port."""
         self.networks: set[str] = set()
         self.lists: dict[str, list[Any]] = {"networks": [], "services": [], "tasks": []}
         """What the paths without an id answer, on a manager."""
@@ -86,6 +88,7 @@ class FakeEngine:
             "NodeAddr": self.address,
             "LocalNodeState": self.state,
             "ControlAvailable": self.manager,
+            **({"Cluster": {"DataPathPort": self.port}} if self.manager else {}),
             "RemoteManagers": [{"NodeID": f"m{i}", "Addr": a} for i, a in enumerate(self.managers)],
         }
 

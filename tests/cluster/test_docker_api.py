@@ -35,8 +35,19 @@ def test_what_a_manager_says(fake: FakeEngine) -> None:
         address="127.0.0.1",
         manager=True,
         managers=("192.0.2.1", "192.0.2.3", "2001:db8::1", "2001:db8::2", "m4"),
+        port=4789,
     )
     assert facts.member is True
+
+
+@pytest.mark.parametrize(
+    ("said", "port"), [(7789, 7789), (0, None), (65536, None), ("7789", None), (True, None)]
+)
+def test_the_port_of_the_swarm(fake: FakeEngine, said: object, port: int | None) -> None:
+    fake.port = said
+    assert DockerApi(fake.path).info().port == port
+    fake.manager = False
+    assert DockerApi(fake.path).info().port is None, "a worker is not told"
 
 
 @pytest.mark.parametrize(

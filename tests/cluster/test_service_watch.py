@@ -60,6 +60,20 @@ def test_the_leader_says_what_its_engine_says(wish: Wish, watcher: ServiceWatch,
     assert wait_until(lambda: wish.state.offer == offered(3, 4)) < 1.5
 
 
+def test_the_swarms_port_is_known_and_kept_while_the_engine_does_not_say(
+    wish: Wish, watcher: ServiceWatch, fake: FakeEngine
+) -> None:
+    fake.port, fake.leader = 7789, False
+    watcher.start()
+    wait_until(lambda: wish.state.host.swarm_port == 7789)
+    fake.manager = False
+    asked = fake.calls.count("/info")
+    wait_until(lambda: fake.calls.count("/info") > asked + 2)
+    assert wish.state.host.swarm_port == 7789
+    fake.manager, fake.port = True, 4789
+    wait_until(lambda: wish.state.host.swarm_port == 4789)
+
+
 def test_a_job_has_a_name_while_it_runs(wish: Wish, watcher: ServiceWatch, fake: FakeEngine) -> None:
     fake.lists["tasks"] = [task(3, desired="complete"), task(4, desired="shutdown")]
     watcher.start()

@@ -95,17 +95,18 @@ def tell(what: str, seen: Load, left: tuple[float, float]) -> None:
 
 @pytest.fixture(scope="module")
 def lone(built: Path) -> Iterator[Lab]:
-    """A Swarm of one, whose data path has an address of its own."""
+    """A Swarm of one, whose data path has an address and a port of its own."""
     with Lab(engines=["28.5"]) as lab:
         (host,) = lab.hosts
         put(host, built)
         host.spaces.ip(f"addr add 192.0.2.77/24 dev {host.interface}")
-        host.docker("swarm", "init", "--advertise-addr", host.address, "--data-path-addr", "192.0.2.77")
+        path = ["--data-path-addr", "192.0.2.77", "--data-path-port", "7789"]
+        host.docker("swarm", "init", "--advertise-addr", host.address, *path)
         assert eventually(lambda: in_swarm(host), 30)
         yield lab
 
 
-def test_the_data_path_address_is_the_vtep(lone: Lab) -> None:
+def test_the_data_path_address_is_the_vtep_and_its_port_the_port(lone: Lab) -> None:
     with playground(lone) as ground:
         network = ground.network()
         (host,) = lone.hosts
@@ -115,6 +116,7 @@ def test_the_data_path_address_is_the_vtep(lone: Lab) -> None:
             ["ip", "-n", f"pyoverlay-{identity[:12]}", "-d", "link", "show", "type", "vxlan"]
         ).stdout
         assert "local 192.0.2.77 " in shown
+        assert "dstport 7789 " in shown
 
 
 def test_a_locked_swarm_is_explained_in_the_log(lone: Lab) -> None:

@@ -537,6 +537,39 @@ class TestAllocation:
         assert int(answer["vni"]) >= 1 << 23
         assert answer["vxlan_port"] == "4789"
 
+    @pytest.mark.parametrize(
+        ("options", "fixed", "swarm", "port"),
+        [
+            ({}, None, 7789, "7789"),
+            ({"vxlan_port": "4790"}, None, 7789, "4790"),
+            ({}, 4789, 7789, "4789"),
+            ({}, 8472, None, "8472"),
+            ({"vxlan_port": "4790"}, 8472, 7789, "4790"),
+        ],
+    )
+    def test_the_port_is_the_users_else_the_settings_else_the_swarms(
+        self, nodes: list[Node], options: dict[str, str], fixed: int | None, swarm: int | None, port: str
+    ) -> None:
+        one, two, _ = nodes
+        overlay = Overlay(one.wish, one.reconciler, one.peering, InSwarm(), fixed_port=fixed)
+        one.wish.change(lambda s: replace(s, host=replace(s.host, swarm_port=swarm)))
+        answer = overlay.allocate_network(NET, options, SUBNETS)
+        assert answer["vxlan_port"] == port
+        two.create(dict(answer))
+        two.attach(EP, "10.62.0.4")
+        assert _vxlan(two).port == int(port), "the answer tells the other hosts, whatever they know"
+        one.wish.change(lambda s: replace(s, host=replace(s.host, swarm_port=9999)))
+        assert overlay.allocate_network(NET, answer, SUBNETS) == answer, "a network keeps its port"
+
+    def test_a_host_by_itself_does_not_use_a_former_swarms_port(self, cluster: MemoryStore) -> None:
+        node = Node(1, cluster, Alone)
+        try:
+            node.wish.change(lambda s: replace(s, host=replace(s.host, swarm_port=7789)))
+            node.create()
+            assert node.wish.state.networks[NetworkId(NET)].port == 4789
+        finally:
+            node.end()
+
     def test_any_leader_gives_the_same_answer_and_honours_a_former_ones(self, nodes: list[Node]) -> None:
         first = nodes[0].overlay.allocate_network(NET, {"mtu": "1400"}, SUBNETS)
         assert nodes[1].overlay.allocate_network(NET, {"mtu": "1400"}, SUBNETS) == first

@@ -21,7 +21,7 @@ def test_nothing_needs_to_be_set() -> None:
     """And what other programs have in the environment does not matter."""
     found = load({"PATH": "/bin", "GUNICORN_CMD_ARGS": "--workers 9"})
     assert (found.scope, found.store, found.store_port, found.vtep) == ("auto", (), 2389, None)
-    assert (found.vxlan_port, found.log_level, found.shortcut) == (4789, "info", "auto")
+    assert (found.vxlan_port, found.log_level, found.shortcut) == (None, "info", "auto")
     assert found.state_dir == Path("/var/lib/pyoverlay")
     assert found.swarm_dir == Path("/var/lib/docker/swarm")
     assert found.socket == Path("/run/docker/plugins/pyoverlay.sock")
