@@ -13,7 +13,17 @@ from ipaddress import IPv4Address
 from driver.kernel.balancers import numbers as nf
 from driver.kernel.balancers import rules
 from driver.kernel.balancers.encoding import HEAD, IPV4, holds, listed, named, read_text, type_of
-from driver.kernel.balancers.nft import BASE, DISPATCH, GOTO, SERVICES, chain_of, hook, number_key, of_map
+from driver.kernel.balancers.nft import (
+    BASES,
+    GOTO,
+    REFUSE,
+    SERVICES,
+    UNSERVED,
+    Base,
+    chain_of,
+    number_key,
+    of_map,
+)
 from driver.kernel.balancers.rules import Rule
 from driver.kernel.kinds.balancer import Services
 from driver.kernel.names import NAMESPACE_PREFIX
@@ -22,6 +32,8 @@ from driver.wish.values import Address
 
 _Attributes = Mapping[int, bytes]
 _ADDRESS_SIZE = 4
+_COMMON = {name: base.rules for name, base in BASES.items()} | {REFUSE: rules.REFUSALS}
+"""The rules that every table has."""
 
 
 def read_tables(channel: Channel) -> dict[str, Services | None]:
@@ -49,16 +61,18 @@ def _services(
     for rule in found_rules:
         decoded = rules.decode(rule.get(nf.NFTA_RULE_EXPRESSIONS, b""))
         of_chain.setdefault(read_text(rule[nf.NFTA_RULE_CHAIN]), []).append(decoded)
-    base = [chain for chain in chains if nf.NFTA_CHAIN_HOOK in chain]
-    if len(base) != 1 or not _is_base(base[0]) or not rules.fit(of_chain.pop(BASE), [DISPATCH]):
+    fits = [rules.fit(of_chain.pop(name, []), wanted) for name, wanted in _COMMON.items()]
+    if not _has_bases(chains) or not all(fits):
         return None
     found: dict[Address, tuple[Address, ...]] = {}
-    for key, value in _elements(channel, table, SERVICES):
-        vip = _address(key)
-        backends = _backends(channel, table, of_chain.pop(chain_of(vip), [])) if vip else None
-        if vip is None or backends is None or value != _goto(vip):
-            return None
-        found[vip] = backends
+    for mapping in (UNSERVED, SERVICES):
+        for key, value in _elements(channel, table, mapping):
+            vip = _address(key)
+            chain = chain_of(vip) if vip and mapping == SERVICES else REFUSE
+            backends = () if chain == REFUSE else _backends(channel, table, of_chain.pop(chain, []))
+            if vip is None or vip in found or backends is None or value != _goto(chain):
+                return None
+            found[vip] = backends
     return None if of_chain else found
 
 
@@ -68,8 +82,6 @@ def _backends(channel: Channel, table: str, found: Sequence[Rule]) -> tuple[Addr
     Only the rule names the map, and only the map tells how many it must turn to: so the rule is believed
     first, and then compared with the one that we would make for such a map.
     """
-    if rules.fit(found, rules.REFUSALS):
-        return ()
     mapping = rules.mapping_of(found[0]) if found else ""
     if not mapping:
         return None
@@ -86,18 +98,23 @@ def _unturned(backends: tuple[IPv4Address, ...]) -> tuple[Address, ...]:
     return backends[start:] + backends[:start]
 
 
-def _is_base(chain: _Attributes) -> bool:
-    """Tell whether *chain* is the one that `hook` makes."""
-    wanted = attributes(hook())
+def _has_bases(chains: Sequence[_Attributes]) -> bool:
+    """Tell whether packets come in where they should, and nowhere else."""
+    hooked = {read_text(chain[nf.NFTA_CHAIN_NAME]): chain for chain in chains if nf.NFTA_CHAIN_HOOK in chain}
+    return hooked.keys() == BASES.keys() and all(_is_base(hooked[name], base) for name, base in BASES.items())
+
+
+def _is_base(chain: _Attributes, base: Base) -> bool:
+    """Tell whether *chain* is the one that *base* makes."""
+    wanted = attributes(base.encode())
     found_hook, wanted_hook = (attributes(one[nf.NFTA_CHAIN_HOOK]) for one in (chain, wanted))
     del wanted[nf.NFTA_CHAIN_HOOK]
-    is_named = read_text(chain[nf.NFTA_CHAIN_NAME]) == BASE
-    return is_named and holds(found_hook, wanted_hook) and holds(chain, wanted)
+    return holds(found_hook, wanted_hook) and holds(chain, wanted)
 
 
-def _goto(vip: Address) -> bytes:
+def _goto(chain: str) -> bytes:
     # As the kernel answers: without our flags on nested attributes.
-    return attribute(nf.NFTA_DATA_VERDICT, GOTO + named(nf.NFTA_VERDICT_CHAIN, chain_of(vip)))
+    return attribute(nf.NFTA_DATA_VERDICT, GOTO + named(nf.NFTA_VERDICT_CHAIN, chain))
 
 
 def _elements(channel: Channel, table: str, mapping: str) -> Iterator[tuple[bytes, bytes]]:

@@ -2,10 +2,16 @@
 
     table ip pyoverlay-u4m9hzge31ts {
         map services { type ipv4_addr : verdict; elements = { 10.62.0.2 : goto s10.62.0.2, … } }
-        chain output { type nat hook output priority -100; policy accept; ip daddr vmap @services }
+        map unserved { type ipv4_addr : verdict; elements = { 10.62.0.9 : goto refuse, … } }
+        chain output { type nat hook output priority -99; ip daddr vmap @services; ip daddr vmap @unserved }
+        chain prerouting { type nat hook prerouting priority -99; ip daddr vmap @services }
+        chain forward { type filter hook forward priority 0; ip daddr vmap @unserved }
         chain s10.62.0.2 { dnat to numgen inc mod 3 map { 0 : 10.62.0.5, 1 : 10.62.0.6, 2 : 10.62.0.7 } }
-        chain s10.62.0.9 { meta l4proto tcp reject with tcp reset; reject }
+        chain refuse { meta l4proto tcp reject with tcp reset; reject }
     }
+
+What the container sends itself begins at output; what it forwards for others (inner containers, VPN clients)
+comes by prerouting. There, kernels before 5.9 cannot reject: what is unserved is refused in forward.
 
 The messages are packed here and not by nft(8): one change must reach fifty containers within fifty
 milliseconds, and starting a program in each of them takes ten times as long.
@@ -30,9 +36,35 @@ from driver.kernel.netlink import numbers as nl
 from driver.kernel.netlink.socket import Channel, Request, attribute, attributes
 from driver.wish.values import Address
 
-SERVICES, BASE = "services", "output"
-"""The map and the chain that every table of ours has."""
-DISPATCH: Final = rules.dispatch(SERVICES)
+SERVICES, UNSERVED = "services", "unserved"
+"""The maps that every table of ours has: virtual addresses with backends, and those without any."""
+REFUSE: Final = "refuse"
+"""The chain for connections to the latter."""
+
+
+class Base(NamedTuple):
+    """A chain where packets come in."""
+
+    type: str
+    hook: int
+    priority: int
+    rules: Sequence[Rule]
+
+    def encode(self) -> bytes:
+        """Return the attributes of the chain, beside its name."""
+        place = numbered(nf.NFTA_HOOK_HOOKNUM, self.hook) + numbered(nf.NFTA_HOOK_PRIORITY, self.priority)
+        rest = numbered(nf.NFTA_CHAIN_POLICY, nf.NF_ACCEPT) + named(nf.NFTA_CHAIN_TYPE, self.type)
+        return nest(nf.NFTA_CHAIN_HOOK, place) + rest
+
+
+_TRANSLATED, _REFUSED = rules.dispatch(SERVICES), rules.dispatch(UNSERVED)
+_AFTER_THEIRS: Final = nf.NF_IP_PRI_NAT_DST + 1
+"""The container's own rules come first, as they do where a virtual address is on the wire."""
+BASES: Final[Mapping[str, Base]] = {
+    "output": Base("nat", nf.NF_INET_LOCAL_OUT, _AFTER_THEIRS, (_TRANSLATED, _REFUSED)),
+    "prerouting": Base("nat", nf.NF_INET_PRE_ROUTING, _AFTER_THEIRS, (_TRANSLATED,)),
+    "forward": Base("filter", nf.NF_INET_FORWARD, nf.NF_IP_PRI_FILTER, (_REFUSED,)),
+}
 GOTO: Final = numbered(nf.NFTA_VERDICT_CODE, nf.NFT_GOTO)
 
 _EDGE = HEAD.pack(socket.AF_UNSPEC, 0, nf.NFNL_SUBSYS_NFTABLES)
@@ -80,9 +112,14 @@ def create(table: str, services: Services, turn: int) -> list[Request]:
     """Return the requests that create a table."""
     return [
         request(nf.NFT_MSG_NEWTABLE, nl.NLM_F_CREATE, named(nf.NFTA_TABLE_NAME, table)),
-        _new_set(table, SERVICES, nf.NFT_SET_MAP, _ADDRESS_TO_VERDICT, numbered(nf.NFTA_SET_ID, 1)),
-        _new_chain(table, BASE, hook()),
-        _new_rule(table, BASE, DISPATCH),
+        *(
+            _new_set(table, name, nf.NFT_SET_MAP, _ADDRESS_TO_VERDICT, numbered(nf.NFTA_SET_ID, number))
+            for number, name in enumerate((SERVICES, UNSERVED), 1)
+        ),
+        *(_new_chain(table, name, base.encode()) for name, base in BASES.items()),
+        _new_chain(table, REFUSE),
+        *(_new_rule(table, name, rule) for name, base in BASES.items() for rule in base.rules),
+        *(_new_rule(table, REFUSE, rule) for rule in rules.REFUSALS),
         *_add(table, services, turn),
     ]
 
@@ -91,8 +128,9 @@ def create(table: str, services: Services, turn: int) -> list[Request]:
 class Difference:
     """What must be done to a sound table; the same for all containers that hold the same."""
 
-    gone: Sequence[Address]
+    gone: Services
     new: Services
+    """Also those that have got their first backend, or lost their last one."""
     changed: Services
     left: Mapping[Address, frozenset[Address]]
     """The backends that a virtual address no longer leads to."""
@@ -100,17 +138,18 @@ class Difference:
     @classmethod
     def between(cls, have: Services, want: Services) -> Difference:
         """Compare two tables."""
-        new = {vip: backends for vip, backends in want.items() if vip not in have}
-        changed = {vip: b for vip, b in want.items() if vip not in new and have[vip] != b}
-        gone = [vip for vip in have if vip not in want]
+        stay = {vip for vip in have.keys() & want.keys() if bool(have[vip]) == bool(want[vip])}
+        new = {vip: backends for vip, backends in want.items() if vip not in stay}
+        changed = {vip: b for vip, b in want.items() if vip in stay and have[vip] != b}
+        gone = {vip: backends for vip, backends in have.items() if vip not in stay}
         left = {vip: frozenset(have[vip]) - frozenset(want.get(vip, ())) for vip in [*gone, *changed]}
         return cls(gone, new, changed, {vip: backends for vip, backends in left.items() if backends})
 
 
 def change(table: str, difference: Difference, turn: int) -> list[Request]:
     """Return the requests that apply *difference* to a sound table."""
-    gone = difference.gone
-    requests = [*_dispatched(nf.NFT_MSG_DELSETELEM, table, gone), *(_chain_gone(table, vip) for vip in gone)]
+    requests = list(_dispatched(nf.NFT_MSG_DELSETELEM, table, difference.gone))
+    requests += [_chain_gone(table, vip) for vip, backends in difference.gone.items() if backends]
     requests += _add(table, difference.new, turn)
     for vip, backends in difference.changed.items():
         requests.append(request(nf.NFT_MSG_DELRULE, 0, _of_chain(table, chain_of(vip))))
@@ -125,9 +164,10 @@ def remove(table: str) -> list[Request]:
 
 def _add(table: str, services: Services, turn: int) -> Iterator[Request]:
     for vip, backends in services.items():
-        yield _new_chain(table, chain_of(vip))
-        yield from _service(table, vip, _turned(backends, turn))
-    yield from _dispatched(nf.NFT_MSG_NEWSETELEM, table, list(services))
+        if backends:
+            yield _new_chain(table, chain_of(vip))
+            yield from _service(table, vip, _turned(backends, turn))
+    yield from _dispatched(nf.NFT_MSG_NEWSETELEM, table, services)
 
 
 def _turned(backends: tuple[Address, ...], turn: int) -> tuple[Address, ...]:
@@ -138,8 +178,6 @@ def _turned(backends: tuple[Address, ...], turn: int) -> tuple[Address, ...]:
 @lru_cache(maxsize=8192)
 def _service(table: str, vip: Address, backends: tuple[Address, ...]) -> list[Request]:
     """Return the requests that fill a service's chain. Many containers have the same."""
-    if not backends:
-        return [_new_rule(table, chain_of(vip), rule) for rule in rules.REFUSALS]
     name = _map_of(vip, backends)
     # The map's number only has to be unique within one transaction.
     number = attribute(nf.NFTA_SET_ID, vip.packed)
@@ -153,8 +191,11 @@ def _service(table: str, vip: Address, backends: tuple[Address, ...]) -> list[Re
     ]
 
 
-def _dispatched(kind: int, table: str, vips: Sequence[Address]) -> Iterator[Request]:
-    return _elements(kind, table, SERVICES, [_virtual(vip) for vip in vips])
+def _dispatched(kind: int, table: str, services: Services) -> Iterator[Request]:
+    served = [_leads(vip, chain_of(vip)) for vip, backends in services.items() if backends]
+    unserved = [_leads(vip, REFUSE) for vip, backends in services.items() if not backends]
+    yield from _elements(kind, table, SERVICES, served)
+    yield from _elements(kind, table, UNSERVED, unserved)
 
 
 def _elements(kind: int, table: str, mapping: str, elements: Sequence[bytes]) -> Iterator[Request]:
@@ -164,8 +205,8 @@ def _elements(kind: int, table: str, mapping: str, elements: Sequence[bytes]) ->
         yield request(kind, flags, of_map(table, mapping) + some)
 
 
-def _virtual(vip: Address) -> bytes:
-    verdict = nest(nf.NFTA_DATA_VERDICT, GOTO, named(nf.NFTA_VERDICT_CHAIN, chain_of(vip)))
+def _leads(vip: Address, chain: str) -> bytes:
+    verdict = nest(nf.NFTA_DATA_VERDICT, GOTO, named(nf.NFTA_VERDICT_CHAIN, chain))
     return nest(nf.NFTA_LIST_ELEM, _key(vip.packed), nest(nf.NFTA_SET_ELEM_DATA, verdict))
 
 
@@ -213,14 +254,6 @@ def _new_chain(table: str, name: str, more: bytes = b"") -> Request:
 
 def _chain(table: str, name: str) -> bytes:
     return named(nf.NFTA_CHAIN_TABLE, table) + named(nf.NFTA_CHAIN_NAME, name)
-
-
-def hook() -> bytes:
-    """Return the attributes of the chain where every connection from within the namespace begins."""
-    place = numbered(nf.NFTA_HOOK_HOOKNUM, nf.NF_INET_LOCAL_OUT)
-    place += numbered(nf.NFTA_HOOK_PRIORITY, nf.NF_IP_PRI_NAT_DST)
-    rest = numbered(nf.NFTA_CHAIN_POLICY, nf.NF_ACCEPT) + named(nf.NFTA_CHAIN_TYPE, "nat")
-    return nest(nf.NFTA_CHAIN_HOOK, place) + rest
 
 
 def _new_set(table: str, name: str, flags: int, types: _Types, more: bytes) -> Request:

@@ -13,8 +13,8 @@ NFNL_BATCH_GENID = 1
 
 # linux/netfilter.h, linux/netfilter_ipv4.h
 NF_ACCEPT = 1
-NF_INET_LOCAL_OUT = 3
-NF_IP_PRI_NAT_DST = -100
+NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_LOCAL_OUT = 0, 2, 3
+NF_IP_PRI_NAT_DST, NF_IP_PRI_FILTER = -100, 0
 
 # linux/netfilter/nf_tables.h: messages
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2

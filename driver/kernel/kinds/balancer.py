@@ -15,7 +15,7 @@ Services: TypeAlias = Mapping[Address, tuple[Address, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Balancer(KernelObject):
-    """The services of one network in a container's own namespace: destination NAT for what it sends.
+    """The services of one network in a container's own namespace: NAT for what it sends and forwards.
 
     Connections to a virtual address go to its backends in turn; where there is none they are refused.
     Ours are tables of nftables that are named as our namespaces.
