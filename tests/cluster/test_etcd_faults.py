@@ -205,11 +205,12 @@ def test_what_is_left_of_networks_that_nobody_has_is_removed(bench: EtcdBench, h
     a.join(E1)
     assert a.published()
     wait_until(lambda: not any("/lost/" in key for key in bench.dump()), 15)
-    assert bench.dump().keys() == {
+    left = {
         *map(key_of, (E1, E2, endpoint("b", 52, kept))),
         *(node_key(NodeId(name)) for name in "ab"),
         "/pyoverlay/v1/later",
     }
+    wait_until(lambda: bench.dump().keys() == left, 15)  # a lease of one second is lost now and then
 
 
 def test_when_most_hosts_seem_dead_nothing_is_removed(bench: EtcdBench, host: MakeHost) -> None:

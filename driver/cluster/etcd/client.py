@@ -11,10 +11,13 @@ import os
 import select
 import socket
 import struct
+import time
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from functools import wraps
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import requests
 import urllib3
@@ -27,9 +30,16 @@ Json: TypeAlias = dict[str, Any]
 _CONNECT: Final = 1.0
 _QUICK: Final = 2.0
 _BULK: Final = 5.0
+_PAGE: Final = 250
+"""Records of a prefix in one answer. etcd makes the answers for all hosts at the same time: where hundreds
+ask for a large network, whole ones would come too late, and a heartbeat would wait for many of them."""
+_LARGEST: Final = 64 << 20
+"""Bytes of an answer that no store has a reason to exceed."""
 #: Without a leader etcd would let a request wait for seconds, and a watch for ever.
 _HEADERS: Final = {"Content-Type": "application/json", "Grpc-Metadata-hasleader": "true"}
-_FAULTS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError)
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of reading an answer that is no answer of etcd's."""
+_FAULTS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, *_NONSENSE)
 
 
 class EtcdError(Exception):
@@ -51,6 +61,8 @@ class Extent:
     entries: list[Entry]
     count: int
     """How many keys there are in all."""
+    rest: str = ""
+    """Where those begin that were asked for and do not fit, as etcd writes a key; empty if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,22 @@ class Snapshot:
     cluster: str
     revision: int
     extents: Mapping[str, Extent]
+
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def _understood(call: C) -> C:
+    """Turn what comes of an answer that makes no sense into an EtcdError."""
+
+    @wraps(call)
+    def checked(self: EtcdClient, *arguments: Any, **options: Any) -> Any:
+        try:
+            return call(self, *arguments, **options)
+        except _NONSENSE as error:
+            raise EtcdError(f"{self.url}: unexpected answer ({error!r:.200})") from None
+
+    return cast("C", checked)
 
 
 class EtcdClient:
@@ -73,33 +101,43 @@ class EtcdClient:
         """Close the connections."""
         self._session.close()
 
+    @_understood
     def read_prefixes(self, since: Mapping[str, int]) -> Snapshot:
         """Return the keys below several prefixes, as of one revision and agreed on by a quorum.
 
         Of each prefix only those are returned that have changed after the revision given for it.
         """
-        ranges = [
-            {"request_range": {**_below(p), "min_mod_revision": str(revision + 1)}}
-            for p, revision in since.items()
-        ]
+        ranges = [{"request_range": {**_below(p), **_page(revision)}} for p, revision in since.items()]
         answer = self._post("kv/txn", {"success": ranges}, _BULK)
-        try:
-            found = [_extent(part["response_range"]) for part in answer["responses"]]
-            header = answer["header"]
-            extents = dict(zip(since, found, strict=True))
-            return Snapshot(str(header["cluster_id"]), int(header["revision"]), extents)
-        except (KeyError, TypeError, ValueError) as error:
-            raise EtcdError(f"{self.url}: unexpected answer ({error!r})") from None
+        found = [_extent(part["response_range"]) for part in answer["responses"]]
+        cluster, revision = str(answer["header"]["cluster_id"]), int(answer["header"]["revision"])
+        firsts = zip(since, found, strict=True)
+        extents = {p: self._whole(p, first, since[p], revision) for p, first in firsts}
+        return Snapshot(cluster, revision, extents)
 
+    def _whole(self, prefix: str, first: Extent, since: int, revision: int) -> Extent:
+        """Return all that was asked for below *prefix* as of *revision*; the *first* page is here already."""
+        entries, page = list(first.entries), first
+        while page.rest:
+            if len(entries) > first.count:
+                raise ValueError(f"more than {first.count} keys below {prefix}")
+            rest = {**_below(prefix), **_page(since), "key": page.rest, "revision": str(revision)}
+            page = _extent(self._post("kv/range", rest, _BULK))
+            entries += page.entries
+        return Extent(entries, first.count)
+
+    @_understood
     def first_key(self, start: str, end: str) -> str | None:
         """Return the first key from *start* on and before *end*."""
         body = {"key": _b64(start), "range_end": _b64(end), "limit": "1", "keys_only": True}
         return next((e.key for e in _extent(self._post("kv/range", body, _QUICK)).entries), None)
 
+    @_understood
     def sample(self, prefix: str, limit: int) -> list[Entry]:
         """Return the first *limit* records below *prefix*."""
         return _extent(self._post("kv/range", {**_below(prefix), "limit": str(limit)}, _QUICK)).entries
 
+    @_understood
     def change(self, claims: Sequence[Claim], lease: int = 0) -> tuple[list[bool], int]:
         """Carry out *claims* in one transaction, each under its own condition.
 
@@ -111,6 +149,7 @@ class EtcdClient:
         done = ["response_txn" not in p or bool(p["response_txn"].get("succeeded")) for p in parts]
         return done, int(answer["header"]["revision"])
 
+    @_understood
     def remove_orphans(self, entries: Iterable[Entry], owner_key: str) -> int:
         """Remove those of *entries* that are unchanged, if *owner_key* does not exist; return how many."""
         condition = _compare(owner_key, "CREATE", create_revision="0")
@@ -118,10 +157,12 @@ class EtcdClient:
         answer = self._post("kv/txn", {"compare": [condition], "success": inner}, _QUICK)
         return sum(1 for part in answer.get("responses", []) if part["response_txn"].get("succeeded"))
 
+    @_understood
     def grant(self, ttl: int) -> int:
         """Return a new lease of *ttl* seconds."""
         return int(self._post("lease/grant", {"TTL": str(ttl)}, _QUICK)["ID"])
 
+    @_understood
     def keep_alive(self, lease: int) -> None:
         """Renew *lease*; raise LeaseLost when it no longer exists."""
         answer = self._post("lease/keepalive", {"ID": str(lease)}, _QUICK)
@@ -144,11 +185,13 @@ class EtcdClient:
         return Watch(self.url, response, len(creates))
 
     def _post(self, path: str, body: Json, timeout: float) -> Json:
-        response = self._send(path, json.dumps(body), timeout)
-        try:
-            answer: Json = response.json()
-        except _FAULTS as error:
-            raise EtcdError(f"{self.url}: {_sentence(error)}") from None
+        """Return the answer to *body*; it has *timeout* seconds to begin, and from then on to end."""
+        deadline = time.monotonic() + timeout
+        with closing(self._send(path, json.dumps(body), timeout, stream=True)) as response:
+            try:
+                answer: Json = json.loads(_content(response, deadline + timeout))
+            except _FAULTS as error:
+                raise EtcdError(f"{self.url}: {_sentence(error)}") from None
         return answer
 
     def _send(
@@ -243,6 +286,18 @@ class Watch:
         return [_change(event) for event in result.get("events", [])]
 
 
+def _content(response: requests.Response, deadline: float) -> bytes:
+    """Return what was answered; raise ValueError when it is too much, or comes too slowly."""
+    found = bytearray()
+    while part := response.raw.read1(1 << 16):
+        found += part
+        if len(found) > _LARGEST:
+            raise ValueError(f"the answer has more than {_LARGEST >> 20} MiB")
+        if time.monotonic() > deadline:
+            raise ValueError("the answer does not end")
+    return bytes(found)
+
+
 def _operation(claim: Claim, lease: int) -> Json:
     if not isinstance(claim, Put):
         return _withdrawal(claim.key, claim.value)
@@ -267,8 +322,16 @@ def _below(prefix: str) -> Json:
     return {"key": _b64(prefix), "range_end": _b64(prefix[:-1] + chr(ord(prefix[-1]) + 1))}
 
 
+def _page(since: int) -> Json:
+    """Return what asks for the first records that have changed after a revision, or for the first of all."""
+    changed = {"min_mod_revision": str(since + 1)} if since else {}  # etcd would look at all of them
+    return {"limit": str(_PAGE), **changed}
+
+
 def _extent(answer: Json) -> Extent:
-    return Extent([_entry(kv) for kv in answer.get("kvs", [])], int(answer.get("count", 0)))
+    records = answer.get("kvs", [])
+    rest = b64encode(b64decode(records[-1]["key"]) + b"\0").decode() if answer.get("more") else ""
+    return Extent([_entry(record) for record in records], int(answer.get("count", 0)), rest)
 
 
 def _entry(kv: Json) -> Entry:
@@ -287,7 +350,7 @@ def _cancelled(url: str, message: Json) -> EtcdError:
 
 def _refusal(url: str, response: requests.Response) -> EtcdError:
     try:
-        message = str(response.json().get("message"))
+        message = str(json.loads(_content(response, time.monotonic() + _QUICK)).get("message"))[:500]
     except (*_FAULTS, AttributeError):
         message = f"HTTP {response.status_code}"
     if "lease not found" in message:
