@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from driver.cluster.peering import Peering
@@ -95,10 +95,12 @@ class Overlay:
         *,
         fixed_port: int | None = None,
         fixed_vtep: bool = False,
+        await_recovery: Callable[[], None] = lambda: None,
     ) -> None:
         """*fixed_port* is the UDP port of new networks, also where the Swarm has another one.
 
         With *fixed_vtep*, the engine's announcements of this host's address are ignored.
+        *await_recovery* waits, for a while, until networks whose records were lost are back.
         """
         self._wish = wish
         self._reconciler = reconciler
@@ -106,6 +108,7 @@ class Overlay:
         self._mode = mode
         self._fixed_port = fixed_port
         self._fixed_vtep = fixed_vtep
+        self._await_recovery = await_recovery
 
     @property
     def scope(self) -> str:
@@ -191,6 +194,8 @@ class Overlay:
             raise BadRequest.field("Interface.Address", "", "the network's IPAM driver must give an address")
         chosen = mac or mac_of(interfaces[0].ip)
         now = time.time_ns() // 1_000_000
+        if network_id not in self._wish.state.networks:
+            self._await_recovery()
 
         def transition(state: State) -> State:
             known = state.network(network_id)

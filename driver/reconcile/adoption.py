@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_address, ip_network
 
 from driver.kernel import Kernel
-from driver.kernel.kinds import FLOOD_MAC, FdbEntry, Neighbour
-from driver.kernel.names import container_name, namespace_name
+from driver.kernel.kinds import FLOOD_MAC, Bridge, BridgeAddress, FdbEntry, Neighbour, Port, Shortcut, Vxlan
+from driver.kernel.names import ALIAS_MAX, ALIAS_PREFIX, container_name, namespace_name, port_of
 from driver.kernel.objects import KernelState
 from driver.reconcile.desired import vanished
 from driver.wish.errors import unforeseen
 from driver.wish.model import Peer, Phase
 from driver.wish.peers import adopt
+from driver.wish.remains import Remains
 from driver.wish.state import State, with_doubt
-from driver.wish.values import Address, EndpointId, Mac, NetworkId, NodeId
+from driver.wish.values import Address, EndpointId, Mac, NetworkId, NodeId, Prefix, Vni
 from driver.wish.wish import Wish
 
 log = logging.getLogger(__name__)
@@ -83,3 +85,56 @@ def _remote_rows(have: KernelState) -> dict[Address, Peer]:
     }
     neighbours = [o for o in have.values() if isinstance(o, Neighbour) and (o.device, o.mac) in vteps]
     return {n.address: Peer(n.mac, vteps[n.device, n.mac], NodeId("")) for n in neighbours}
+
+
+def find_remains(kernel: Kernel, known: Collection[NetworkId]) -> Mapping[NetworkId, Remains]:
+    """Return what the kernel has of networks that are not *known*, by the marks on our devices."""
+    found: dict[NetworkId, Remains] = {}
+    for name in set(kernel.namespaces()) - set(map(namespace_name, known)):
+        try:
+            remains = read_remains(kernel.read_place(name), kernel.container_ends())
+        except Exception as error:  # trouble with one network must not stop the others
+            log.warning("namespace %s cannot be read: %s", name, error, exc_info=unforeseen(error))
+            continue
+        if remains is not None and namespace_name(remains.network) == name:
+            found[remains.network] = remains
+    return found
+
+
+def read_remains(have: KernelState, ends: Collection[str]) -> Remains | None:
+    """Read a network from its kernel objects; *ends* are the container ends that no container has.
+
+    None when none of them says which network it is of.
+    """
+    bridges = [obj for obj in have.values() if isinstance(obj, Bridge)]
+    ids = [words[1] for bridge in bridges if (words := _words(bridge.alias))[:1] == ["network"] and words[1:]]
+    if not ids:
+        return None
+    tunnels = {obj.bridge: obj for obj in have.values() if isinstance(obj, Vxlan)}
+    unused = {port_of(end) for end in ends}
+    ports = [obj for obj in have.values() if isinstance(obj, Port) and obj.name not in unused]
+    marks = {port.name: words[1:] for port in ports if (words := _words(port.alias))[:1] == ["endpoint"]}
+    macs = {obj.port: obj.mac for obj in have.values() if isinstance(obj, Shortcut)}
+    addresses = (obj.interface for obj in have.values() if isinstance(obj, BridgeAddress))
+    return Remains(
+        NetworkId(ids[0]),
+        port=next((tunnel.port for tunnel in tunnels.values()), 0),
+        vnis=dict(_vnis(bridges, tunnels)),
+        gateways={interface.network: interface.ip for interface in addresses},
+        endpoints={EndpointId(mark[0]): tuple(map(ip_address, mark[1:])) for mark in marks.values()},
+        macs={EndpointId(mark[0]): macs[port] for port, mark in marks.items() if port in macs},
+        rows=_remote_rows(have),
+    )
+
+
+def _words(alias: str) -> list[str]:
+    """Split a mark of ours; the kernel may have cut its last word."""
+    words = alias.removeprefix(ALIAS_PREFIX).split()
+    return words[:-1] if len(alias.encode()) == ALIAS_MAX else words
+
+
+def _vnis(bridges: Collection[Bridge], tunnels: Mapping[str, Vxlan]) -> Iterator[tuple[Prefix, Vni]]:
+    for bridge in bridges:
+        if bridge.name in tunnels:
+            for word in _words(bridge.alias)[2:]:
+                yield ip_network(word), tunnels[bridge.name].vni

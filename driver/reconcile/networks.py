@@ -21,7 +21,7 @@ from driver.kernel.kinds import SHARED, Namespace, Port
 from driver.kernel.names import NAMESPACE_PREFIX, namespace_name, place_of, port_of
 from driver.kernel.objects import KernelState, Key, Kind, index
 from driver.kernel.ops import Delete, Op, subject
-from driver.reconcile.adoption import adopt_kernel, withdraw
+from driver.reconcile.adoption import adopt_kernel, find_remains, withdraw
 from driver.reconcile.announcements import announcements
 from driver.reconcile.desired import FALLBACK_UNDERLAY, desired, vanished
 from driver.reconcile.drift import Finding, asked_for, findings, sentence
@@ -32,6 +32,7 @@ from driver.reconcile.plan import diff
 from driver.reconcile.underlay import KnownUnderlay
 from driver.wish.errors import DeadlineExceeded, KernelError
 from driver.wish.model import Endpoint, Underlay
+from driver.wish.remains import Remains
 from driver.wish.state import State, without_doubtful
 from driver.wish.values import HOST, EndpointId, NetworkId, Scope
 from driver.wish.wish import Wish
@@ -89,6 +90,8 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         self._doubted: Mapping[EndpointId, float] = {}
         """Doubtful endpoints, and since which audit."""
         self._way = KnownUnderlay(kernel)
+        self.remains: Mapping[NetworkId, Remains] = {}
+        """What the kernel had, at the start, of networks that the wish did not know."""
         self.shortcuts = shortcuts
         self.repairs: Counter[Kind] = Counter()
         """How many objects were repaired because somebody else had changed them: for tests and the status."""
@@ -100,6 +103,7 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
         """
         self.shortcuts = self.shortcuts and self._kernel.has_shortcuts()
         adopt_kernel(self._wish, self._kernel, self._clock)
+        self.remains = find_remains(self._kernel, self._wish.state.networks)
         super().start()
 
     def stop(self) -> None:

@@ -107,8 +107,29 @@ class DockerApi:
             raise EngineAway(f"{self._path}: /networks/{network} answered {status}")
         return status == 200 and answer.get("Id") == network
 
+    def network(self, network: str) -> Mapping[str, Any]:
+        """Return what the engine says about a network, this host's containers included.
+
+        Nothing for one that it does not know. Raises EngineAway when there is no answer.
+        """
+        status, answer = self._get(f"/networks/{network}")
+        return answer if status == 200 else {}
+
+    def sandbox(self, container: str) -> str:
+        """Return the path of a container's network namespace; nothing when it has none.
+
+        Raises EngineAway when there is no answer, as for a container that is being started.
+        """
+        _, answer = self._get(f"/containers/{container}/json")
+        return str((answer.get("NetworkSettings") or {}).get("SandboxKey") or "")
+
+    def plugin_name(self, plugin: str) -> str:
+        """Return the name by which networks call the managed plugin *plugin*, an id; raise EngineAway."""
+        names = (one.get("Name") for one in self.list("plugins") if one.get("Id") == plugin)
+        return str(next(names, ""))
+
     def list(self, what: str, **filters: Collection[str]) -> list[Mapping[str, Any]]:
-        """Ask for all "services", "tasks" or "networks" that pass *filters*; raise EngineAway.
+        """Ask for all "services", "tasks", "networks" or "plugins" that pass *filters*; raise EngineAway.
 
         Only a manager of a Swarm with a quorum knows of services and tasks.
         """

@@ -56,8 +56,9 @@ class State:
             return self.networks[network]
         except KeyError:
             raise NotFound(
-                f"network {network} is not known on this host: the plugin's state was lost or the network "
-                "was made without it; remove the network and create it again"
+                f"network {network} is not known on this host: the plugin's state was lost, and the engine "
+                "has not told of the network yet: try again in a few seconds; if this lasts, remove the "
+                "network and create it again"
             ) from None
 
     def endpoint(self, network: NetworkId, endpoint: EndpointId) -> Endpoint:

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from flask import Flask
@@ -23,6 +25,7 @@ from driver.reconcile.networks import NetworkReconciler
 from driver.reconcile.sandboxes import SandboxReconciler
 from driver.swarm.census import Census
 from driver.swarm.docker_api import DockerApi
+from driver.swarm.recovery import Recovery
 from driver.wish.disk import WishFile
 from driver.wish.values import Address, NodeId, Prefix
 from driver.wish.wish import Wish
@@ -84,6 +87,13 @@ class Runtime:
             wish, NetlinkKernel(netns_dir), shortcuts=settings.shortcut == "auto"
         )
         self.peering = Peering(wish, control)
+        self._recovery = Recovery(
+            wish,
+            docker,
+            lambda: self.networks.remains,
+            partial(driver_name, settings, docker),
+            default_port=settings.vxlan_port,
+        )
         self._overlay = Overlay(
             wish,
             self.networks,
@@ -91,6 +101,7 @@ class Runtime:
             mode,
             fixed_port=settings.vxlan_port,
             fixed_vtep=settings.vtep is not None,
+            await_recovery=self._recovery.wait,
         )
         self._ipam = AddressManager(
             LeaseFile(settings.state_dir / "ipam.json"),
@@ -101,6 +112,7 @@ class Runtime:
         self._announcing = _Announcing(self.peering, mode)
         self._parts: Sequence[Part] = [
             self.networks,
+            self._recovery,
             *store,
             self._announcing,
             SandboxReconciler(wish, NetlinkSandboxes(settings.host_path), wait_rows=self.networks.wait_tried),
@@ -210,6 +222,19 @@ def load_wish(settings: Settings) -> Wish:
 def docker_api(settings: Settings) -> DockerApi:
     """Return the engine's API, which need not be up yet."""
     return DockerApi(settings.run_dir / "docker.sock")
+
+
+def driver_name(settings: Settings, docker: DockerApi) -> str:
+    """Return the name by which the engine's networks call us; raise EngineAway.
+
+    A managed plugin's folder for sockets is mounted from one of the host's that is called as its id (moby
+    plugin/v2/plugin_linux.go: InitSpec; the fields are those of proc_pid_mountinfo(5)).
+    """
+    if not settings.managed:
+        return settings.socket.stem
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    roots = (fields[3] for fields in mounts if fields[4] == str(settings.socket.parent))
+    return docker.plugin_name(next(roots, "").rpartition("/")[2])
 
 
 def users_store(settings: Settings, node: NodeId) -> ControlPlane | None:

@@ -26,6 +26,7 @@ from tests.fakes.sandboxes import FakeSandboxes
 
 PARTS = {
     "NetworkReconciler": "runtime",
+    "Recovery": "runtime",
     "LeaderEtcd": "swarm",
     "Peering": "runtime",
     "SandboxReconciler": "runtime",
@@ -33,7 +34,7 @@ PARTS = {
     "Census": "runtime",
 }
 """In the order in which they start, with the modules that make them."""
-ALONE = ["NetworkReconciler", "Peering", "SandboxReconciler", "Census"]
+ALONE = ["NetworkReconciler", "Recovery", "Peering", "SandboxReconciler", "Census"]
 
 Call = tuple[str, str, dict[str, bool]]
 
@@ -42,7 +43,7 @@ class StandIn:
     """A part that only writes down what is asked of it; *fails* names one whose start fails."""
 
     fails = ""
-    wait_tried = endpoints = None
+    wait = wait_tried = endpoints = None
 
     def __init__(self, name: str, calls: list[Call], *_: object, **__: object) -> None:
         self.name = name
