@@ -114,6 +114,23 @@ def _refuse_overlap(state: IpamState, prefix: Network, defended: Collection[Netw
             )
 
 
+def restore_pool(
+    state: IpamState, pool_id: PoolId, gateway: Address | None, taken: Collection[Address]
+) -> IpamState:
+    """Open a pool whose record was lost, with the leases that are known; one that is there stays as it is."""
+    if pool_id.key in state.pools:
+        return state
+    pool = Pool(pool_id.prefix).opened(pool_id.sub_pool)
+    if pool_id.space is Space.GLOBAL:
+        pool = replace(pool.counted(), swarm=True)
+    for address in taken:
+        if address in pool.prefix:
+            pool = pool.leased(pool.offset(address))
+    if gateway is not None:
+        pool = pool.leased(pool.offset(gateway), gateway=True)
+    return state.with_pool(pool_id.space, pool)
+
+
 def release_pool(state: IpamState, pool_id: PoolId, in_use: InUse) -> IpamState:
     """Close the pool; its gateway and auxiliary addresses go with it. Never fails.
 

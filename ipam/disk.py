@@ -24,7 +24,7 @@ class LeaseFile(JsonFile[IpamState]):
             version=VERSION,
             encode=encode,
             decode=decode,
-            loss="forgets every address given out so far: first stop all containers that use one",
+            loss="makes the plugin recover what it can from the engine",
             refusal=partial(DiskError, "state file"),
         )
 

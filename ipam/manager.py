@@ -16,7 +16,7 @@ from ipam import allocator, replay
 from ipam.allocator import Interface, InUse
 from ipam.errors import NotFound
 from ipam.parse import check_options, parse_address, parse_address_request, parse_pool_id, parse_pool_request
-from ipam.pools import IpamState, Network, Space
+from ipam.pools import Address, IpamState, Network, PoolId, Space
 from lib.committed import Committed, Disk
 
 Routes: TypeAlias = Callable[[], Collection[Network]]
@@ -70,7 +70,8 @@ class AddressManager:
     this host has an address (see `allocator.InUse`); *clock* is monotonic seconds. *networks* says
     which prefixes the stand-alone networks of this host have: only these are defended against
     overlapping pools, so that what an unclean exit left behind, or a Swarm chose, stands in nobody's
-    way. Without it every local pool is defended.
+    way. Without it every local pool is defended. *await_recovery* waits, for a while, until pools whose
+    records were lost are back.
 
     Construction loads the state: DiskError if the file is damaged or newer.
     """
@@ -82,11 +83,14 @@ class AddressManager:
         in_use: InUse,
         clock: Callable[[], float] = time.monotonic,
         networks: Routes | None = None,
+        *,
+        await_recovery: Callable[[], None] = lambda: None,
     ) -> None:
         self._routes = routes
         self._in_use = in_use
         self._clock = clock
         self._networks = networks
+        self._await_recovery = await_recovery
         state = disk.load() or IpamState(ula_id=secrets.randbits(40))
         self._committed = Committed(state, disk, durable=lambda state: state)  # the rest is not compared
 
@@ -131,6 +135,21 @@ class AddressManager:
         pool_id = self._change(lambda state, _: allocator.request_pool(state, request, routes, defended))
         return PoolLease(str(pool_id), pool_id.prefix)
 
+    def restore_pool(
+        self,
+        space: Space,
+        prefix: Network,
+        sub_pool: Network | None,
+        gateway: Address | None,
+        taken: Collection[Address],
+    ) -> None:
+        """Open a pool whose record was lost, with the leases that are known; raises DiskError.
+
+        A pool that is there is not changed: its leases are known better than those of the caller.
+        """
+        pool_id = PoolId(space, prefix, sub_pool)
+        self._change(lambda state, _: (allocator.restore_pool(state, pool_id, gateway, taken), None))
+
     def release_pool(self, pool_id: str) -> None:
         """Close a pool (IpamDriver.ReleasePool); an unknown one, or a full disk, is no error."""
         try:
@@ -150,6 +169,8 @@ class AddressManager:
         """
         parsed = parse_pool_id(pool_id)
         request = parse_address_request(address, options)
+        if parsed.key not in self.state.pools:
+            self._await_recovery()
         interface = self._change(
             lambda state, now: allocator.request_address(state, parsed, request, self._in_use, now)
         )

@@ -4,7 +4,8 @@ Belongs here: questions to the engine's API, the etcd that the leader runs, and 
 services.
 
 Stays out: anything that a driver call would have to wait for. The engine waits for our answer and cannot
-give one in the meantime.
+give one in the meantime. The exception is a call about a network whose record was lost: it waits for
+`recovery`, for a while.
 
 A reviewer checks: while the engine is away, everything continues with its last known answer.
 """

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, Final
 
-from driver.swarm.docker_api import DockerApi, EngineAway
+from driver.swarm import vips
+from driver.swarm.docker_api import DockerApi, EngineAway, Leadership
 from driver.wish.errors import DriverError
 from driver.wish.model import Phase, Subnet
 from driver.wish.remains import Remains, Told, recovered, with_sandboxes
@@ -36,6 +38,17 @@ _STOP: Final = 1.0
 """Seconds that an answer is waited for at the end."""
 
 
+@dataclass(frozen=True, slots=True)
+class LostPool:
+    """A subnet whose addresses our IPAM driver gives out, as the engine knows it."""
+
+    of_swarm: bool
+    prefix: Prefix
+    sub_pool: Prefix | None
+    gateway: Address | None
+    taken: Collection[Address]
+
+
 class Recovery:
     """A thread that looks once for what the wish has lost."""
 
@@ -45,14 +58,19 @@ class Recovery:
         docker: DockerApi,
         remains: Callable[[], Mapping[NetworkId, Remains]],
         driver: Callable[[], str],
+        restore_pool: Callable[[LostPool], None],
         *,
         default_port: int = VXLAN_PORT,
     ) -> None:
-        """*remains* is what the kernel had at the start; *driver* asks for our name, or raises EngineAway."""
+        """*remains* is what the kernel had at the start; *driver* asks for our name, or raises EngineAway.
+
+        *restore_pool* opens a pool unless it is open.
+        """
         self._wish = wish
         self._docker = docker
         self._remains = remains
         self._driver = driver
+        self._restore_pool = restore_pool
         self._default_port = default_port
         self._over = threading.Event()
         self._search_until = 0.0
@@ -92,9 +110,11 @@ class Recovery:
 
     def _recover(self) -> None:
         driver, remains = self._driver(), self._remains()
-        for listed in self._docker.list("networks"):
+        networks = self._docker.list("networks")
+        for listed in networks:
             if listed.get("Driver") == driver:
                 self._recover_network(listed, remains.get(NetworkId(str(listed.get("Id")))))
+        self._recover_pools([n for n in networks if (n.get("IPAM") or {}).get("Driver") == driver])
 
     def _recover_network(self, listed: Mapping[str, Any], remains: Remains | None) -> None:
         """Bring one network back; trouble with it stops no other."""
@@ -110,6 +130,27 @@ class Recovery:
         if told.network in self._wish.state.networks and told.network not in before.networks:
             count = len(remains.endpoints) if remains else 0
             log.warning("network %s: its record was lost: recovered, with %d containers", told.network, count)
+
+    def _recover_pools(self, networks: Collection[Mapping[str, Any]]) -> None:
+        """Bring back the pools of our IPAM driver; the Swarm's only on its leader, which gives them out."""
+        given = self._given() if any(n.get("Scope") == "swarm" for n in networks) else None
+        for listed in networks:
+            of_swarm = listed.get("Scope") == "swarm"
+            if of_swarm and given is None:
+                continue
+            network = NetworkId(str(listed.get("Id")))
+            here = {a for e in self._wish.state.endpoints_of(network) for a in e.addresses}
+            try:
+                for pool in read_pools(listed, given.get(network, ()) if given and of_swarm else here):
+                    self._restore_pool(pool)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                log.warning("network %s: its pools cannot be recovered: %s", network, error)
+
+    def _given(self) -> Mapping[NetworkId, Collection[Address]] | None:
+        """Return all addresses that the Swarm has given, if this node leads it; raise EngineAway."""
+        if self._docker.leadership(self._docker.info()) is not Leadership.YES:
+            return None
+        return vips.taken(self._docker.list("services"), self._docker.list("tasks"))
 
     def _find_sandboxes(self) -> bool:
         """Ask for the namespaces of containers that lack them, for VIPs; return whether none is left.
@@ -151,6 +192,15 @@ def read_network(listed: Mapping[str, Any], containers: Mapping[str, Mapping[str
             if one.get("EndpointID") and one.get("MacAddress")
         },
     )
+
+
+def read_pools(listed: Mapping[str, Any], taken: Collection[Address]) -> Iterator[LostPool]:
+    """Read a network's pools from what the engine answers about it; raises like `read_network`."""
+    for config in (listed.get("IPAM") or {}).get("Config") or []:
+        subnet = _subnet(config)
+        sub_pool = ip_network(config["IPRange"]) if config.get("IPRange") else None
+        kept = {*subnet.reserved, *(address for address in taken if address in subnet.prefix)}
+        yield LostPool(listed.get("Scope") == "swarm", subnet.prefix, sub_pool, subnet.gateway, kept)
 
 
 def _subnet(config: Mapping[str, Any]) -> Subnet:

@@ -26,7 +26,7 @@ class WishFile(JsonFile[State]):
             version=VERSION,
             encode=encode,
             decode=decode,
-            loss="leaves this host without networks: running containers are cut off until they are restarted",
+            loss="makes the plugin recover what it can from the kernel and the engine",
             refusal=_refusal,
         )
 

@@ -25,12 +25,14 @@ from driver.reconcile.networks import NetworkReconciler
 from driver.reconcile.sandboxes import SandboxReconciler
 from driver.swarm.census import Census
 from driver.swarm.docker_api import DockerApi
-from driver.swarm.recovery import Recovery
+from driver.swarm.recovery import LostPool, Recovery
 from driver.wish.disk import WishFile
 from driver.wish.values import Address, NodeId, Prefix
 from driver.wish.wish import Wish
 from ipam.disk import LeaseFile
+from ipam.errors import IpamError
 from ipam.manager import AddressManager
+from ipam.pools import Space
 from lib.supervised import Supervised, ThreadState
 from plugin.app import create_app
 from plugin.settings import Settings
@@ -92,6 +94,7 @@ class Runtime:
             docker,
             lambda: self.networks.remains,
             partial(driver_name, settings, docker),
+            self._restore_pool,
             default_port=settings.vxlan_port,
         )
         self._overlay = Overlay(
@@ -108,6 +111,7 @@ class Runtime:
             routes=routes.routes,
             in_use=self._overlay.in_use,
             networks=prefixes,
+            await_recovery=self._recovery.wait,
         )
         self._announcing = _Announcing(self.peering, mode)
         self._parts: Sequence[Part] = [
@@ -137,6 +141,13 @@ class Runtime:
             part.start()
             self._started.append(part)
         return create_app(self._overlay, self._ipam)
+
+    def _restore_pool(self, lost: LostPool) -> None:
+        space = Space.GLOBAL if lost.of_swarm else Space.LOCAL
+        try:
+            self._ipam.restore_pool(space, lost.prefix, lost.sub_pool, lost.gateway, lost.taken)
+        except IpamError as error:
+            log.warning("pool %s: its lost record cannot be written: %s", lost.prefix, error)
 
     def stop(self) -> None:
         """Stop what has started, in reverse; networks and containers keep working.

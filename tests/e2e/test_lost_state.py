@@ -15,6 +15,7 @@ from tests.faults.facts import state_folder
 from tests.lab import Host, Lab
 
 NETWORK = "solo"
+END_PINGS = 'for p in /proc/[0-9]*; do read n < $p/comm; [ "$n" = ping ] && kill -INT ${p#/proc/}; done; true'
 
 
 def reinstall(host: Host, built: Path) -> None:
@@ -40,7 +41,7 @@ def no_ping_lost(source: Container, target: str) -> Iterator[None]:
     time.sleep(0.5)
     yield
     time.sleep(1)
-    source.exec("pkill", "-INT", "ping")
+    source.exec("sh", "-c", END_PINGS)
     shown = meter.communicate(timeout=30)[0]
     assert " 0% packet loss" in shown, shown
 
