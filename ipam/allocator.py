@@ -117,12 +117,10 @@ def _refuse_overlap(state: IpamState, prefix: Network, defended: Collection[Netw
 def restore_pool(
     state: IpamState, pool_id: PoolId, gateway: Address | None, taken: Collection[Address]
 ) -> IpamState:
-    """Open a pool whose record was lost, with the leases that are known; one that is there stays as it is."""
+    """Open a local pool whose record was lost, with the leases that are known; an open one stays as it is."""
     if pool_id.key in state.pools:
         return state
     pool = Pool(pool_id.prefix).opened(pool_id.sub_pool)
-    if pool_id.space is Space.GLOBAL:
-        pool = replace(pool.counted(), swarm=True)
     for address in taken:
         if address in pool.prefix:
             pool = pool.leased(pool.offset(address))

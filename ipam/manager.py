@@ -137,17 +137,16 @@ class AddressManager:
 
     def restore_pool(
         self,
-        space: Space,
         prefix: Network,
         sub_pool: Network | None,
         gateway: Address | None,
         taken: Collection[Address],
     ) -> None:
-        """Open a pool whose record was lost, with the leases that are known; raises DiskError.
+        """Open a pool of this host whose record was lost, with the leases that are known; raises DiskError.
 
         A pool that is there is not changed: its leases are known better than those of the caller.
         """
-        pool_id = PoolId(space, prefix, sub_pool)
+        pool_id = PoolId(Space.LOCAL, prefix, sub_pool)
         self._change(lambda state, _: (allocator.restore_pool(state, pool_id, gateway, taken), None))
 
     def release_pool(self, pool_id: str) -> None:
@@ -169,7 +168,7 @@ class AddressManager:
         """
         parsed = parse_pool_id(pool_id)
         request = parse_address_request(address, options)
-        if parsed.key not in self.state.pools:
+        if parsed.space is Space.LOCAL and parsed.key not in self.state.pools:
             self._await_recovery()
         interface = self._change(
             lambda state, now: allocator.request_address(state, parsed, request, self._in_use, now)

@@ -16,8 +16,7 @@ from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, Final
 
-from driver.swarm import vips
-from driver.swarm.docker_api import DockerApi, EngineAway, Leadership
+from driver.swarm.docker_api import DockerApi, EngineAway
 from driver.wish.errors import DriverError
 from driver.wish.model import Phase, Subnet
 from driver.wish.remains import Remains, Told, recovered, with_sandboxes
@@ -42,7 +41,6 @@ _STOP: Final = 1.0
 class LostPool:
     """A subnet whose addresses our IPAM driver gives out, as the engine knows it."""
 
-    of_swarm: bool
     prefix: Prefix
     sub_pool: Prefix | None
     gateway: Address | None
@@ -110,11 +108,12 @@ class Recovery:
 
     def _recover(self) -> None:
         driver, remains = self._driver(), self._remains()
-        networks = self._docker.list("networks")
-        for listed in networks:
+        for listed in self._docker.list("networks"):
+            network = NetworkId(str(listed.get("Id")))
             if listed.get("Driver") == driver:
-                self._recover_network(listed, remains.get(NetworkId(str(listed.get("Id")))))
-        self._recover_pools([n for n in networks if (n.get("IPAM") or {}).get("Driver") == driver])
+                self._recover_network(listed, remains.get(network))
+            if (listed.get("IPAM") or {}).get("Driver") == driver and listed.get("Scope") == "local":
+                self._recover_pools(network, listed)
 
     def _recover_network(self, listed: Mapping[str, Any], remains: Remains | None) -> None:
         """Bring one network back; trouble with it stops no other."""
@@ -131,26 +130,17 @@ class Recovery:
             count = len(remains.endpoints) if remains else 0
             log.warning("network %s: its record was lost: recovered, with %d containers", told.network, count)
 
-    def _recover_pools(self, networks: Collection[Mapping[str, Any]]) -> None:
-        """Bring back the pools of our IPAM driver; the Swarm's only on its leader, which gives them out."""
-        given = self._given() if any(n.get("Scope") == "swarm" for n in networks) else None
-        for listed in networks:
-            of_swarm = listed.get("Scope") == "swarm"
-            if of_swarm and given is None:
-                continue
-            network = NetworkId(str(listed.get("Id")))
-            here = {a for e in self._wish.state.endpoints_of(network) for a in e.addresses}
-            try:
-                for pool in read_pools(listed, given.get(network, ()) if given and of_swarm else here):
-                    self._restore_pool(pool)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                log.warning("network %s: its pools cannot be recovered: %s", network, error)
+    def _recover_pools(self, network: NetworkId, listed: Mapping[str, Any]) -> None:
+        """Bring back what our IPAM driver gave to a network of this host.
 
-    def _given(self) -> Mapping[NetworkId, Collection[Address]] | None:
-        """Return all addresses that the Swarm has given, if this node leads it; raise EngineAway."""
-        if self._docker.leadership(self._docker.info()) is not Leadership.YES:
-            return None
-        return vips.taken(self._docker.list("services"), self._docker.list("tasks"))
+        Not what it gave as the Swarm's leader: the engine lists no containers that `docker run` attached.
+        """
+        here = {a for e in self._wish.state.endpoints_of(network) for a in e.addresses}
+        try:
+            for pool in read_pools(listed, here):
+                self._restore_pool(pool)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            log.warning("network %s: its pools cannot be recovered: %s", network, error)
 
     def _find_sandboxes(self) -> bool:
         """Ask for the namespaces of containers that lack them, for VIPs; return whether none is left.
@@ -200,7 +190,7 @@ def read_pools(listed: Mapping[str, Any], taken: Collection[Address]) -> Iterato
         subnet = _subnet(config)
         sub_pool = ip_network(config["IPRange"]) if config.get("IPRange") else None
         kept = {*subnet.reserved, *(address for address in taken if address in subnet.prefix)}
-        yield LostPool(listed.get("Scope") == "swarm", subnet.prefix, sub_pool, subnet.gateway, kept)
+        yield LostPool(subnet.prefix, sub_pool, subnet.gateway, kept)
 
 
 def _subnet(config: Mapping[str, Any]) -> Subnet:

@@ -7,7 +7,7 @@ the fields, because it is new and has not been given addresses yet, is left out 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_interface
 from typing import Any, Final, TypeAlias
 
@@ -51,16 +51,6 @@ def offer(networks: Iterable[NetworkId], services: Iterable[Object], tasks: Iter
                 found = sorted(backends[str(service.get("ID")), network], key=int)
                 said[network].add(ServiceRecord(network, vip, _name(service), tuple(found)))
     return {network: frozenset(records) for network, records in said.items()}
-
-
-def taken(services: Iterable[Object], tasks: Iterable[Object]) -> Mapping[NetworkId, Collection[Address]]:
-    """Return all addresses that the Swarm has given to services and tasks, by network."""
-    found: dict[NetworkId, set[Address]] = defaultdict(set)
-    for network, address in (entry for service in services for entry in _vips(service)):
-        found[network].add(address)
-    for network, addresses in (entry for task in tasks for entry in _attachments(task)):
-        found[network] |= addresses
-    return found
 
 
 def is_settled(services: Iterable[Object], tasks: Iterable[Object]) -> bool:

@@ -32,7 +32,6 @@ from driver.wish.wish import Wish
 from ipam.disk import LeaseFile
 from ipam.errors import IpamError
 from ipam.manager import AddressManager
-from ipam.pools import Space
 from lib.supervised import Supervised, ThreadState
 from plugin.app import create_app
 from plugin.settings import Settings
@@ -143,9 +142,8 @@ class Runtime:
         return create_app(self._overlay, self._ipam)
 
     def _restore_pool(self, lost: LostPool) -> None:
-        space = Space.GLOBAL if lost.of_swarm else Space.LOCAL
         try:
-            self._ipam.restore_pool(space, lost.prefix, lost.sub_pool, lost.gateway, lost.taken)
+            self._ipam.restore_pool(lost.prefix, lost.sub_pool, lost.gateway, lost.taken)
         except IpamError as error:
             log.warning("pool %s: its lost record cannot be written: %s", lost.prefix, error)
 

@@ -14,7 +14,7 @@ from driver.kernel.names import namespace_name
 from driver.kernel.objects import index
 from driver.reconcile.adoption import find_remains, read_remains
 from driver.reconcile.desired import desired
-from driver.swarm.docker_api import EngineAway, Leadership, SwarmFacts
+from driver.swarm.docker_api import EngineAway
 from driver.swarm.recovery import LostPool, Recovery, read_network
 from driver.wish.model import Endpoint, Host, Network, Peer, PeerNode, Peers, Phase, Segment, Subnet, Underlay
 from driver.wish.remains import recovered
@@ -181,19 +181,9 @@ class Engine:
         self.containers = containers or {}
         self.away = False
         self.asked = 0
-        self.leads = Leadership.NO
-
-    def info(self) -> SwarmFacts:
-        return SwarmFacts()
-
-    def leadership(self, _: SwarmFacts) -> Leadership:
-        return self.leads
 
     def list(self, what: str) -> list[dict[str, Any]]:
-        if what == "services":
-            return [{"Endpoint": {"VirtualIPs": [{"NetworkID": SWARM, "Addr": "10.7.0.2/24"}]}}]
-        if what == "tasks":
-            return [{"NetworksAttachments": [{"Network": {"ID": SWARM}, "Addresses": ["10.7.0.9/24"]}]}]
+        assert what == "networks"
         self.asked += 1
         if self.away:
             raise EngineAway("away")
@@ -244,28 +234,26 @@ def test_it_asks_until_the_engine_answers_and_spares_what_it_cannot_read(
     assert told == ["ccc", "ddd"]
 
 
-def test_pools_come_back_with_the_leases_that_are_known() -> None:
-    """The Swarm's on its leader alone: services and tasks have addresses there."""
+def test_pools_of_this_host_come_back_with_the_leases_that_are_known() -> None:
+    """Not the Swarm's: the engine does not tell of all its addresses, and none may be given twice."""
     swarm, chosen, _ = CASES["in a Swarm, several subnets"]
-    alone, options, _ = CASES["alone, both families, all options"]
-    ipam = {
-        "IPAM": {"Driver": "pyoverlay:latest", "Config": [{"Subnet": "10.7.0.0/24", "Gateway": "10.7.0.1"}]}
-    }
-    engine = Engine(listed(swarm, chosen, **ipam), listed(alone, options))
+    alone, options, endpoints = CASES["alone, its VNI chosen by us"]
+    config = [{"Subnet": "10.1.0.0/24", "IPRange": "10.1.0.0/25", "AuxiliaryAddresses": {"it": "10.1.0.9"}}]
+    ipam = {"IPAM": {"Driver": "pyoverlay:latest", "Config": config}}
+    engine = Engine(listed(swarm, chosen, **ipam), listed(alone, options, **ipam))
+    remains = read_remains(desired(lost(alone, *endpoints), alone.id, UNDERLAY), ())
     pools: list[LostPool] = []
-    seeker = Recovery(
-        Wish(MemoryDisk(State(Host(NodeId("x"), VTEP)))),
+    wish = Wish(MemoryDisk(State(Host(NodeId("x"), VTEP))))
+    Recovery(
+        wish,
         engine,  # type: ignore[arg-type]
-        dict,
+        lambda: {alone.id: remains} if remains else {},
         lambda: "pyoverlay:latest",
         pools.append,
-    )
-    for engine.leads in (Leadership.NO, Leadership.YES):
-        pools.clear()
-        seeker._recover()
-        assert len(pools) == (engine.leads is Leadership.YES)
-    taken = {ip_address("10.7.0.2"), ip_address("10.7.0.9")}
-    assert pools == [LostPool(True, ip_network("10.7.0.0/24"), None, ip_address("10.7.0.1"), taken)]
+    )._recover()
+    taken = {ip_address("10.1.0.5"), ip_address("10.1.0.9")}
+    kept = ip_network("10.1.0.0/25")
+    assert pools == [LostPool(ip_network("10.1.0.0/24"), kept, ip_address("10.1.0.1"), taken)]
 
 
 class Leases:
@@ -282,13 +270,12 @@ def test_a_pool_that_is_there_stays_and_a_lost_one_gives_nothing_twice() -> None
     manager = AddressManager(Leases(), routes=tuple, in_use=lambda *_: False)
     prefix, gateway = ip_network("10.7.0.0/29"), ip_address("10.7.0.1")
     taken = [ip_address("10.7.0.2"), ip_address("10.7.0.4")]
-    for space in (Space.GLOBAL, Space.LOCAL):
-        manager.restore_pool(space, prefix, None, gateway, taken)
-        given = {str(manager.request_address(f"{space}/{prefix}").interface.ip) for _ in range(3)}
-        assert given == {"10.7.0.3", "10.7.0.5", "10.7.0.6"}
-        before = manager.state
-        manager.restore_pool(space, prefix, None, gateway, [])
-        assert manager.state == before
+    manager.restore_pool(prefix, None, gateway, taken)
+    given = {str(manager.request_address(f"{Space.LOCAL}/{prefix}").interface.ip) for _ in range(3)}
+    assert given == {"10.7.0.3", "10.7.0.5", "10.7.0.6"}
+    before = manager.state
+    manager.restore_pool(prefix, None, gateway, [])
+    assert manager.state == before
 
 
 def test_an_address_of_a_lost_pool_waits_for_its_leases() -> None:
@@ -298,9 +285,9 @@ def test_an_address_of_a_lost_pool_waits_for_its_leases() -> None:
 
     def recover() -> None:
         waited.append(None)
-        manager.restore_pool(Space.GLOBAL, prefix, None, gateway, [ip_address("10.7.0.2")])
+        manager.restore_pool(prefix, None, gateway, [ip_address("10.7.0.2")])
 
     manager = AddressManager(Leases(), tuple, lambda *_: False, await_recovery=recover)
     for address in ("10.7.0.3", "10.7.0.4"):
-        assert str(manager.request_address(f"{Space.GLOBAL}/{prefix}").interface.ip) == address
+        assert str(manager.request_address(f"{Space.LOCAL}/{prefix}").interface.ip) == address
     assert len(waited) == 1
