@@ -27,7 +27,7 @@ from driver.swarm.census import Census
 from driver.swarm.docker_api import DockerApi
 from driver.swarm.recovery import LostPool, Recovery
 from driver.wish.disk import WishFile
-from driver.wish.values import Address, NodeId, Prefix
+from driver.wish.values import VXLAN_PORT, Address, NodeId, Prefix
 from driver.wish.wish import Wish
 from ipam.disk import LeaseFile
 from ipam.errors import IpamError
@@ -94,7 +94,7 @@ class Runtime:
             lambda: self.networks.remains,
             partial(driver_name, settings, docker),
             self._restore_pool,
-            default_port=settings.vxlan_port,
+            default_port=settings.vxlan_port or VXLAN_PORT,
         )
         self._overlay = Overlay(
             wish,
