@@ -16,6 +16,8 @@ from driver.kernel import netns
 from tests.contract.process import children, head, read
 
 VTEP = "192.0.2.1"
+ENTRYPOINT: list[str] = json.loads((ROOT / "config.json").read_text())["entrypoint"]
+"""What the engine starts in the plugin's root file system."""
 PATIENCE = 30
 """Seconds after which an answer will not come any more."""
 
@@ -29,7 +31,7 @@ class Plugin:
         self.socket = folder / "pyoverlay.sock"
         self.netns = folder / "run" / "netns"
         self._log = folder / "log"
-        self._argv = [*prefix, sys.executable, "-m", "plugin.cli", "serve"]
+        self._argv = [*prefix, sys.executable, *ENTRYPOINT[1:]]
         self._environ = {
             "PYOVERLAY_SCOPE": "global",
             "PYOVERLAY_STORE": store,
