@@ -5,7 +5,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 COPY requirements.lock /src/
 RUN python3 -m venv /opt/pyoverlay \
- && /opt/pyoverlay/bin/pip install --no-cache-dir --require-hashes -r /src/requirements.lock \
+ && /opt/pyoverlay/bin/pip install --no-cache-dir --no-compile --require-hashes -r /src/requirements.lock \
  && /opt/pyoverlay/bin/pip uninstall -y pip
 COPY plugin /opt/pyoverlay/app/plugin
 COPY driver /opt/pyoverlay/app/driver
