@@ -14,7 +14,7 @@ from driver.wish.errors import Unsupported
 from driver.wish.model import Endpoint, Host, Subnet
 from driver.wish.options import check_subnets
 from driver.wish.state import State, vnis_in_use
-from driver.wish.values import Address, NetworkId, Vni, is_of_one_host
+from driver.wish.values import Address, NetworkId, Vni, is_of_a_host, is_of_one_host
 
 NETWORK_PACE = 0.2, 1.0, 10.0
 """Seconds between two answers to CreateNetwork in a Swarm, at least and at most; the longest wait of one.
@@ -123,6 +123,12 @@ class InSwarm:
             raise Unsupported(
                 "the VTEP address of this host is not known: the engine announces it while the node is in a "
                 "Swarm; wait for it, or set PYOVERLAY_VTEP to one of the host's addresses"
+            )
+        if not is_of_a_host(host.vtep):
+            raise Unsupported(
+                f"this node advertises {host.vtep}, at which no other host reaches it: leave the Swarm and "
+                "enter it again with an address of this host (docker swarm init --advertise-addr ADDRESS, or "
+                "docker swarm join), or set PYOVERLAY_VTEP to that address"
             )
 
     def holder(self, state: State, network: NetworkId, address: Address) -> Endpoint | None:

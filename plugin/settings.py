@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from driver.wish.values import Address
+from driver.wish.values import Address, is_of_a_host
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -39,7 +39,7 @@ class SettingsError(Exception):
 
 def _vtep(text: str) -> Address:
     address = ip_address(text)
-    if address.is_unspecified or address.is_multicast or address.is_loopback or "%" in text:
+    if not is_of_a_host(address) or "%" in text:
         raise ValueError(text)
     return address
 
@@ -99,9 +99,10 @@ class Settings(BaseModel):
     store_port: _Port = Field(2389, description="give a TCP port from 1 to 65535")
     """The TCP port of the store that a Swarm's leader runs."""
     vtep: Annotated[Address | None, BeforeValidator(_vtep)] = Field(
-        None, description="give an address of this host that other hosts reach, such as 10.0.0.1"
+        None, description="give an address at which other hosts reach this one, such as 10.0.0.1"
     )
-    """This host's tunnel address; None: the one that the engine announces."""
+    """The address that other hosts send to; None: the one that the engine announces. It need not be on a
+    device of this host."""
     vxlan_port: _Port | None = Field(None, description="give a UDP port from 1 to 65535")
     """The UDP port of new networks; None: the Swarm's, or IANA's."""
     shortcut: Annotated[Literal["auto", "off"], _Word] = Field("auto", description="give auto or off")

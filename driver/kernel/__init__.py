@@ -62,7 +62,10 @@ class Kernel(Protocol):
         """
 
     def underlay(self, vtep: Address | None) -> Underlay | None:
-        """The device that has *vtep* (or the default route, for None); None when there is none."""
+        """The way to other hosts, to which this one is known as *vtep*; None when there is none.
+
+        The device that has the address. For None, or when no device has it: the route's. Raises KernelError.
+        """
 
     def await_news(self, timeout: float, wake: int) -> Collection[str]:
         """Wait until the kernel has news, *wake* (a descriptor) is readable or *timeout* seconds have passed.

@@ -109,10 +109,10 @@ class NetlinkKernel:
             degraded("an address that gets another MAC may not be reached for up to 40 s", failure)
 
     def underlay(self, vtep: Address | None) -> Underlay | None:
-        """The device that has *vtep* (or the default route, for None); None when there is none."""
-        found = routes.device(self._spaces.host, vtep)
-        self._host_listener.expect(found)
-        return Underlay(found.name, found.mtu) if found else None
+        """The way to other hosts, to which this one is known as *vtep*. See the Protocol."""
+        way = routes.way(self._spaces.host, vtep)
+        self._host_listener.expect(way.device if way else None)
+        return Underlay(way.device.name, way.device.mtu, way.has_vtep) if way else None
 
     def await_news(self, timeout: float, wake: int) -> Collection[str]:
         """Wait for news of what was read. See the Protocol."""

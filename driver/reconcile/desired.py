@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from ipaddress import ip_interface
+from ipaddress import IPv6Address, ip_interface
 
 from driver.kernel.kinds import (
     FLOOD_MAC,
@@ -76,7 +76,7 @@ def _of_network(
     mtu = container_mtu(network, state.host.vtep, underlay)
     objects: list[KernelObject] = [Namespace(namespace_name(network_id))]
     for segment in network.segments:
-        objects += _segment(state, network, segment, mtu)
+        objects += _segment(state, network, segment, mtu, _bound_to(state.host.vtep, underlay))
         objects += _forwarding(state, network, segment)
     objects += [p for e in present if (p := _port(state, network, e, mtu)) is not None]
     if shortcuts:
@@ -104,7 +104,16 @@ def vanished(
     )
 
 
-def _segment(state: State, network: Network, segment: Segment, mtu: int) -> Iterator[KernelObject]:
+def _bound_to(vtep: Address | None, underlay: Underlay) -> Address | None:
+    """Return the tunnels' own address: the VTEP address where this host has it, else none of its family."""
+    if vtep is None or underlay.has_vtep:
+        return vtep
+    return None if vtep.version == 4 else IPv6Address(0)
+
+
+def _segment(
+    state: State, network: Network, segment: Segment, mtu: int, local: Address | None
+) -> Iterator[KernelObject]:
     """Give the bridge a MAC of this host alone: hosts share gateway addresses, but must not share MACs."""
     namespace = namespace_name(network.id)
     bridge = bridge_name(segment.vni)
@@ -119,7 +128,7 @@ def _segment(state: State, network: Network, segment: Segment, mtu: int) -> Iter
         vxlan_name(segment.vni),
         segment.vni,
         network.port,
-        state.host.vtep,
+        local,
         bridge,
         alias,
     )

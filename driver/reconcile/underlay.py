@@ -36,8 +36,8 @@ class KnownUnderlay:
         if vtep is None:
             return FALLBACK_UNDERLAY
         return KernelError(
-            f"VTEP address {vtep} is on no device of this host: "
-            "set PYOVERLAY_VTEP to one of the host's addresses"
+            f"VTEP address {vtep} is on no device of this host, and no route leads to other hosts: give the "
+            "host a route to them, or set PYOVERLAY_VTEP to one of its addresses"
         )
 
     def _ask(self, vtep: Address | None) -> tuple[Address | None, Underlay] | None:
@@ -50,8 +50,7 @@ class KnownUnderlay:
             self._is_old = True
             return None
         self._complaint = ""
-        if self._known and self._known[0] == vtep:
-            _tell(vtep, self._known[1], found)
+        _tell(vtep, self._known[1] if self._known and self._known[0] == vtep else None, found)
         return (vtep, found) if found else None
 
     def _complain(self, what: str, error: Exception) -> None:
@@ -62,12 +61,30 @@ class KnownUnderlay:
         self._complaint = complaint
 
 
-def _tell(vtep: Address | None, before: Underlay, now: Underlay | None) -> None:
+def _tell(vtep: Address | None, before: Underlay | None, now: Underlay | None) -> None:
     if now is None:
-        log.warning("VTEP address %s is on no device of this host at the moment: nothing is changed", vtep)
-    elif now.mtu != before.mtu:
+        if before:
+            log.warning(
+                "VTEP address %s is on no device of this host at the moment: nothing is changed", vtep
+            )
+        return
+    if now.has_vtep != (before is None or before.has_vtep):
+        _tell_binding(vtep, now)
+    if before and now.mtu != before.mtu:
         log.warning(
             "the MTU of the underlay (%s) changed from %d to %d: new containers follow; running ones keep "
             "theirs, and the kernel fragments their large packets, or rejects them by ICMP, where it can",
             *(now.device, before.mtu, now.mtu),
         )
+
+
+def _tell_binding(vtep: Address | None, now: Underlay) -> None:
+    if now.has_vtep:
+        log.info("VTEP address %s is on this host again: tunnels send from it", vtep)
+        return
+    log.warning(
+        "VTEP address %s is on no device of this host: tunnels leave by %s, with the address that the route "
+        "gives. That is right where a router translates it to this host (1:1 NAT); else set PYOVERLAY_VTEP "
+        "to the address at which other hosts reach this one",
+        *(vtep, now.device),
+    )

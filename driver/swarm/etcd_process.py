@@ -104,7 +104,7 @@ class EtcdProcess:
     def healthy(self) -> bool:
         """Tell whether it serves: asked over its own port, as a client would."""
         try:
-            return _is_healthy(self._renew(), self._loopback(), self._settings.port)
+            return _is_healthy(self._renew(), loopback(self.address), self._settings.port)
         except StoreUnavailable:
             return False
 
@@ -148,9 +148,6 @@ class EtcdProcess:
 
     def _family(self) -> socket.AddressFamily:
         return socket.AF_INET6 if ":" in self.address else socket.AF_INET
-
-    def _loopback(self) -> str:
-        return "::1" if self._family() is socket.AF_INET6 else "127.0.0.1"
 
     def _command(self) -> list[str]:
         """Return a command whose process ends with ours: one member, no peers, no fsync, quiet."""
@@ -200,6 +197,11 @@ def _is_healthy(session: requests.Session, host: str, port: int) -> bool:
     except (requests.RequestException, ValueError):
         return False
     return isinstance(answer, dict) and answer.get("health") == "true"
+
+
+def loopback(address: str) -> str:
+    """Return where a host that is known as *address* reaches its own store."""
+    return "::1" if ":" in address else "127.0.0.1"
 
 
 def bracket(host: str) -> str:

@@ -16,7 +16,7 @@ from typing import Final
 
 from driver.cluster.etcd.tls import TlsSessions
 from driver.swarm.docker_api import DockerApi, EngineAway, Leadership, SwarmFacts
-from driver.swarm.etcd_process import EtcdSettings, bracket, serves
+from driver.swarm.etcd_process import EtcdSettings, bracket, loopback, serves
 from driver.swarm.supervisor import Supervisor
 from lib.supervised import Supervised
 
@@ -78,9 +78,9 @@ class LeaderEtcd:
             self._wanted = True
             self._thread.wake()
         hosts = dict.fromkeys(self._known())
-        own = self._facts.address
-        if self._etcd.serving and own:
-            hosts = dict.fromkeys([own, *hosts])
+        if self._etcd.serving and (own := self._facts.address):
+            # A router that translates our address need not lead us back to ourselves.
+            hosts = dict.fromkeys([loopback(own), own, *hosts])
         return [f"https://{bracket(host)}:{self._settings.port}" for host in hosts]
 
     @property

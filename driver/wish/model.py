@@ -129,7 +129,9 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Underlay:
-    """What the kernel says about the path to other hosts: the device of the VTEP address and its MTU."""
+    """What the kernel says about the path to other hosts: its device, and that one's MTU."""
 
     device: str
     mtu: int
+    has_vtep: bool = True
+    """Whether the VTEP address is on this host. If not, it is a router that translates it (1:1 NAT)."""

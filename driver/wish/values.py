@@ -71,6 +71,11 @@ def is_of_one_host(network: NetworkId) -> bool:
     return len(network) == _ENGINE_ID
 
 
+def is_of_a_host(address: Address) -> bool:
+    """Tell whether other hosts can send to *address*: 127.0.0.1, ::1 and the like lead to themselves."""
+    return not (address.is_loopback or address.is_unspecified or address.is_multicast)
+
+
 def mac_of(address: Address) -> Mac:
     """Derive an endpoint's MAC as Docker does: 02:42 and the IPv4 address (moby netutils.GenerateMACFromIP).
 

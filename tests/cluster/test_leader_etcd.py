@@ -99,6 +99,8 @@ def test_the_leader_serves_and_a_worker_finds_it(nodes: MakeNodes) -> None:
     assert manager.store.serving
     assert not worker.store.serving
     assert worker.store.endpoints() == [f"https://127.0.1.1:{manager.store._settings.port}"]
+    own = manager.store.endpoints()[0]
+    assert own == f"https://127.0.0.1:{manager.store._settings.port}", "no router need lead a host to itself"
 
 
 def test_a_manager_that_does_not_lead_does_not_serve(nodes: MakeNodes) -> None:

@@ -58,7 +58,7 @@ def test_what_was_set_is_read_back(kernel: Kernel) -> None:
     assert list(kernel.namespaces()) == [NS]
 
 
-@pytest.mark.parametrize("local", ["192.0.2.1", "2001:db8::1", None])
+@pytest.mark.parametrize("local", ["192.0.2.1", "2001:db8::1", None, "::"])
 def test_a_tunnel_has_either_family_or_no_address_at_all(kernel: Kernel, local: str | None) -> None:
     build(kernel, network(local=local))
 
@@ -115,6 +115,21 @@ def test_a_new_local_address_of_the_same_family_keeps_the_rows(kernel: Kernel) -
     assert isinstance(vxlan, Vxlan)
     kernel.apply([Set(replace(vxlan, local=ip_address("192.0.2.3")), vxlan)])
     assert kernel.read_place(NS) == network(local="192.0.2.3")
+
+
+@pytest.mark.parametrize(("local", "none"), [("192.0.2.1", None), ("2001:db8::1", "::")])
+def test_a_tunnel_that_loses_its_address_or_gets_it_back_keeps_the_rows(
+    kernel: Kernel, local: str, none: str | None
+) -> None:
+    bound, free = network(local=local), network(local=none) | _rows(network(local=local))
+    build(kernel, bound)
+    for want, have in ((free, bound), (bound, free)):
+        kernel.apply([Set(want[VXLAN], have[VXLAN])])
+        assert kernel.read_place(NS) == want
+
+
+def _rows(found: dict[Key, KernelObject]) -> dict[Key, KernelObject]:
+    return {key: obj for key, obj in found.items() if isinstance(obj, Row)}
 
 
 def test_a_new_vni_loses_the_rows_until_the_next_round(kernel: Kernel) -> None:

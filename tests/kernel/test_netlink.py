@@ -325,7 +325,13 @@ def test_the_underlay_is_the_device_of_the_address_or_of_the_default_route(host:
     assert host.kernel.underlay(None) == Underlay("up0", 1400)
     assert host.kernel.underlay(ip_address("10.0.0.1")) == Underlay("up1", 9000)
     assert host.kernel.underlay(ip_address("198.51.100.1")) == Underlay("up0", 1400)
-    assert host.kernel.underlay(ip_address("10.0.0.77")) is None
+    assert host.kernel.underlay(ip_address("10.0.0.77")) == Underlay("up1", 9000, has_vtep=False)
+    assert host.kernel.underlay(ip_address("203.0.113.1")) == Underlay("up0", 1400, has_vtep=False)
+    assert host.kernel.underlay(ip_address("2001:db8::1")) == Underlay("up0", 1400, has_vtep=False)
+    host.run("ip address add 2001:db8:1::1/64 dev up1 nodad; ip -6 route add default via 2001:db8:1::fe")
+    assert host.kernel.underlay(ip_address("2001:db8::1")) == Underlay("up1", 9000, has_vtep=False)
+    host.run("ip route add unreachable 203.0.113.0/24")
+    assert host.kernel.underlay(ip_address("203.0.113.1")) == Underlay("up0", 1400, has_vtep=False)
     assert host.inside(routes.default_source) == ip_address("192.0.2.1")
 
 

@@ -437,6 +437,46 @@ def test_a_vtep_on_no_device_is_a_clear_refusal(nodes: list[Node]) -> None:
     assert _mtus(node) == {"bridge": 1350, "container": 1350, "port": TUNNEL_MTU, "tunnel": TUNNEL_MTU}
 
 
+@pytest.mark.parametrize("vtep", ["127.0.0.1", "127.0.1.1", "::1", "0.0.0.0", "::"])
+def test_an_advertised_address_that_leads_nowhere_is_a_clear_refusal(nodes: list[Node], vtep: str) -> None:
+    one, two, _ = nodes
+    one.kernel.underlays[ip_address(vtep)] = UNDERLAY
+    one.overlay.node_discovered(ip_address(vtep), is_self=True)
+    for node in (one, two):
+        node.create()
+    with pytest.raises(Unsupported, match=rf"advertises {vtep}.*init --advertise-addr.*PYOVERLAY_VTEP"):
+        one.attach(EP, "10.62.0.4")
+    two.attach(EP2, "10.62.0.5")
+    assert two.rows() == {}, "nobody is told of it"
+    one.overlay.node_discovered(ip_address("192.0.2.99"), is_self=True)
+    one.overlay.join(NET, EP, "")
+    assert _soon(lambda: two.rows() == {"10.62.0.4": "192.0.2.99"})
+
+
+@pytest.mark.parametrize(("vtep", "free"), [("203.0.113.11", None), ("2001:db8::11", "::")])
+def test_a_vtep_that_a_router_translates_is_told_to_others_and_bound_to_nothing(
+    nodes: list[Node], vtep: str, free: str | None
+) -> None:
+    one, two, _ = nodes
+    translated, bound = Underlay("eth0", 1500, has_vtep=False), ip_address(vtep)
+    one.kernel.underlays[bound] = translated
+    one.overlay.node_discovered(bound, is_self=True)
+    two.kernel.underlays[bound + 1] = UNDERLAY
+    two.overlay.node_discovered(bound + 1, is_self=True)
+    for node, endpoint, address in ((one, EP, "10.62.0.4"), (two, EP2, "10.62.0.5")):
+        node.create()
+        node.attach(endpoint, address)
+    assert _vxlan(one).local == (ip_address(free) if free else None)
+    assert _vxlan(two).local == bound + 1
+    assert _soon(lambda: two.rows() == {"10.62.0.4": vtep} and one.rows() == {"10.62.0.5": str(bound + 1)})
+    one.kernel.move_underlay(bound, UNDERLAY)
+    assert _soon(lambda: _vxlan(one).local == bound)
+    assert one.rows() == {"10.62.0.5": str(bound + 1)}
+    one.kernel.move_underlay(bound, translated)
+    assert _soon(lambda: _vxlan(one).local == (ip_address(free) if free else None))
+    assert one.rows() == {"10.62.0.5": str(bound + 1)}
+
+
 @pytest.mark.parametrize(
     ("options", "underlay", "mtu"),
     [

@@ -26,7 +26,7 @@ from typing import Final, NewType
 
 from driver.wish.errors import BadRequest
 from driver.wish.records import EndpointRecord, NodeRecord, ServiceRecord
-from driver.wish.values import Address, EndpointId, NetworkId, NodeId, parse_id, parse_mac
+from driver.wish.values import Address, EndpointId, NetworkId, NodeId, is_of_a_host, parse_id, parse_mac
 
 ROOT: Final = "/pyoverlay/v1/"
 
@@ -150,9 +150,16 @@ def decode_node(key: str, value: str) -> NodeRecord:
     fields = _load(key, value)
     try:
         node = NodeId(parse_id("node", key.removeprefix(NODES)))
-        return NodeRecord(node, ip_address(_text(fields, "vtep")))
+        return NodeRecord(node, _vtep(_text(fields, "vtep")))
     except (BadRequest, ValueError) as error:
         raise Unreadable(f"{key}: {error}") from None
+
+
+def _vtep(text: str) -> Address:
+    address = ip_address(text)
+    if not is_of_a_host(address):
+        raise ValueError(f"vtep: {text} is no address of another host")
+    return address
 
 
 def decode_endpoint(key: str, value: str) -> EndpointRecord:

@@ -23,8 +23,8 @@ from driver.wish.values import HOST, TUNNEL_MTU, Address, Vni
 class Vxlan(Plugged):
     """The tunnel device of one segment: nolearning, ARP/ND proxy, a port of *bridge*, up.
 
-    *local* is the outer source address; None on a host that has no underlay. The wish never has another
-    *mtu*; the kernel may, after a careless change or a former version of ours.
+    *local* is the outer source address; None, or :: over IPv6, when the route of each packet decides. The
+    wish never has another *mtu*; the kernel may, after a careless change or a former version of ours.
     """
 
     kind: ClassVar = Kind(30, "VXLAN device")

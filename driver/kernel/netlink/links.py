@@ -19,8 +19,11 @@ from driver.kernel.netlink import numbers as nl
 from driver.kernel.netlink.socket import Channel, Refused, Request, attribute, attributes
 from driver.wish.values import Address, Interface, Mac, Vni, octets
 
-SOURCE_PORTS = (49152, 65535)
-"""UDP source ports of VXLAN: the dynamic range (RFC 7348 section 5)."""
+SOURCE_PORTS = {4: (49152, 65535), 6: (49152, 65534)}
+"""UDP source ports of VXLAN: the dynamic range (RFC 7348 section 5).
+
+By the family of the outer packets, which the kernel does not tell of a tunnel that is bound to no address.
+"""
 
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
@@ -119,10 +122,18 @@ class Link:
 
     @property
     def local(self) -> Address | None:
-        """The outer source address of a VXLAN device."""
+        """The outer source address of a VXLAN device: None, or :: over IPv6, when the route decides."""
         if nl.IFLA_VXLAN_LOCAL in self.data:
             return IPv4Address(self.data[nl.IFLA_VXLAN_LOCAL])
-        return IPv6Address(self.data[nl.IFLA_VXLAN_LOCAL6]) if nl.IFLA_VXLAN_LOCAL6 in self.data else None
+        if nl.IFLA_VXLAN_LOCAL6 in self.data:
+            return IPv6Address(self.data[nl.IFLA_VXLAN_LOCAL6])
+        return IPv6Address(0) if self.source_ports == SOURCE_PORTS[6] else None
+
+    @property
+    def source_ports(self) -> tuple[int, int]:
+        """The first and the last UDP source port of a VXLAN device."""
+        first, last = struct.unpack("!HH", self.data.get(nl.IFLA_VXLAN_PORT_RANGE, bytes(4)))
+        return first, last
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +204,7 @@ def tunnel_is_sound(found: Link) -> bool:
     data = found.data
     if not _number(data, nl.IFLA_VXLAN_PROXY) or any(kind in data for kind in _VX_ABSENT):
         return False
-    if struct.unpack("!HH", data.get(nl.IFLA_VXLAN_PORT_RANGE, bytes(4))) != SOURCE_PORTS:
+    if found.source_ports not in SOURCE_PORTS.values():
         return False
     return not any(_number(data, kind) for kind in _VX_ZERO)
 

@@ -75,7 +75,7 @@ def bridge(index: int, mac: Mac, mtu: int, alias: str) -> Request:
 
 def new_vxlan(name: str, vni: int, port: int, local: Address | None, namespace: int) -> Request:
     """Make a VXLAN device in *namespace*, a descriptor."""
-    first, last = links.SOURCE_PORTS
+    first, last = links.SOURCE_PORTS[version(local)]
     kind = _linkinfo(
         "vxlan",
         [

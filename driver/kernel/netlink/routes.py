@@ -6,7 +6,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -40,21 +40,31 @@ class _Route:
     priority: int
 
 
-def device(host: Channel, vtep: Address | None) -> Link | None:
-    """Return the device that has *vtep*, or the default route; None when there is none.
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How packets leave for other hosts."""
 
-    An address on the loopback device says nothing about the path: then the default route's device
-    counts as well. Raises KernelError.
+    device: Link
+    has_vtep: bool
+    """Whether the VTEP address is on this host, on whatever device."""
+
+
+def way(host: Channel, vtep: Address | None) -> Way | None:
+    """Return the way to the other hosts, to which this one is known as *vtep*; None when there is none.
+
+    The device that has the address is the one. Where none has it, or only the loopback device, which says
+    nothing about the path, it is that of the route to the address, or of the default route. Raises
+    KernelError.
     """
     try:
         devices = links.links(host)
-        found = _device_of(host, devices, vtep) if vtep else None
-        if vtep is None or (found and found.flags & nl.IFF_LOOPBACK):
-            route = _default(host)
-            found = devices.get(route.device, found) if route else found
+        holder = _device_of(host, devices, vtep) if vtep else None
+        found = holder
+        if holder is None or holder.flags & nl.IFF_LOOPBACK:
+            found = devices.get(_way_out(host, vtep, is_here=holder is not None), holder)
     except OSError as failure:
         raise _unreadable(failure) from failure
-    return found
+    return Way(found, vtep is None or holder is not None) if found else None
 
 
 def default_source() -> Address | None:
@@ -87,21 +97,36 @@ def _device_of(host: Channel, devices: dict[int, Link], vtep: Address) -> Link |
     return next((devices[index] for index in holders if index in devices), None)
 
 
-def _default(host: Channel) -> _Route | None:
-    """IPv4 first, then the lowest metric, as a new connection would go."""
+def _default(host: Channel, version: int = 4) -> _Route | None:
+    """That of *version* first, then the lowest metric, as a new connection would go."""
     candidates = [route for route in _routes(host) if not route.prefix.prefixlen and route.device]
-    return min(candidates, key=lambda route: (route.prefix.version, route.priority), default=None)
+    return min(candidates, key=lambda route: (route.prefix.version != version, route.priority), default=None)
+
+
+def _way_out(host: Channel, vtep: Address | None, *, is_here: bool) -> int:
+    """Return the device of the route to *vtep*, or of the default route; 0 when there is none."""
+    if vtep and not is_here:
+        with suppress(OSError):  # ENETUNREACH, or what the route itself says
+            return int.from_bytes(_ask_route(host, vtep).get(nl.RTA_OIF, b""), sys.byteorder)
+    route = _default(host, vtep.version if vtep else 4)
+    return route.device if route else 0
+
+
+def _ask_route(host: Channel, target: Address, device: int = 0) -> dict[int, bytes]:
+    """Ask how a packet would go; nothing when there is no answer. Raises OSError."""
+    packed = target.packed
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    question = _RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + attribute(nl.RTA_DST, packed)
+    if device:
+        question += attribute(nl.RTA_OIF, struct.pack("=I", device))
+    answer = host.ask(nl.RTM_GETROUTE, question)
+    return attributes(answer, _RTMSG.size) if answer else {}
 
 
 def _source_towards(host: Channel, route: _Route) -> Address | None:
     if route.gateway is None:
         return None
-    packed = route.gateway.packed
-    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-    question = _RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
-    question += attribute(nl.RTA_DST, packed) + attribute(nl.RTA_OIF, struct.pack("=I", route.device))
-    answer = host.ask(nl.RTM_GETROUTE, question)
-    source = attributes(answer, _RTMSG.size).get(nl.RTA_PREFSRC) if answer else None
+    source = _ask_route(host, route.gateway, route.device).get(nl.RTA_PREFSRC)
     found = ip_address(source) if source else None
     return None if found is None or found.is_link_local else found
 
