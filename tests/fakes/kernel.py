@@ -9,10 +9,11 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from driver.kernel.kinds import (
     FLOOD_MAC,
@@ -27,15 +28,31 @@ from driver.kernel.kinds import (
     Vxlan,
 )
 from driver.kernel.objects import KernelObject, KernelState, Key, Kind
-from driver.kernel.ops import Announcement, Op, Set
+from driver.kernel.ops import Announcement, Op, Set, subject
 from driver.wish.errors import KernelError
 from driver.wish.model import Underlay
 from driver.wish.values import HOST, Address, Mac, Vni
 
 _T = TypeVar("_T", Namespace, Bridge, BridgeAddress, Vxlan, Port, FdbEntry, Neighbour, Shortcut)
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 LONGEST_NAME = 15
 MTUS = range(68, 65536)
+
+
+def _in_one_piece(
+    method: Callable[Concatenate[FakeKernel, _P], _R],
+) -> Callable[Concatenate[FakeKernel, _P], _R]:
+    """Let no other thread see, or change, half of what *method* does."""
+
+    @wraps(method)
+    def locked(kernel: FakeKernel, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with kernel._lock:
+            return method(kernel, *args, **kwargs)
+
+    return locked
 
 
 class FakeKernel:
@@ -63,6 +80,7 @@ class FakeKernel:
         self._read_failures: list[int] = []
         self._news: set[str] = set()
         self._wake: int | None = None
+        self._lock = threading.RLock()
         self._goes_on = threading.Event()
         self._goes_on.set()
 
@@ -71,9 +89,11 @@ class FakeKernel:
     def has_shortcuts(self) -> bool:
         return self.shortcuts
 
+    @_in_one_piece
     def namespaces(self) -> Collection[str]:
         return sorted(key.place for key in self.objects if key.kind == Namespace.kind)
 
+    @_in_one_piece
     def read_place(self, namespace: str, rows: Collection[Row] | None = None) -> KernelState:
         if self._read_failures:
             number = self._read_failures.pop(0)
@@ -86,25 +106,30 @@ class FakeKernel:
         keys = {row.key for row in rows}
         return {key: obj for key, obj in found.items() if key in keys or not isinstance(obj, Row)}
 
+    @_in_one_piece
     def container_ends(self) -> Collection[str]:
         return [name for name, alias in self.host_devices.items() if alias.startswith("pyoverlay ")]
 
     def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
         failures: dict[Key, KernelError] = {}
         for op in ops:
-            self.applied.append(op)
-            obj = op.want if isinstance(op, Set) else op.have
             try:
-                self._fail_if_asked(obj)
-                if isinstance(op, Set):
-                    self._rename(op)
-                    self._set(op.want)
-                else:
-                    self._delete(obj.key)
+                self._apply(op)
             except KernelError as failure:
-                failures[obj.key] = failure
+                failures[subject(op).key] = failure
         return failures
 
+    @_in_one_piece
+    def _apply(self, op: Op) -> None:
+        self.applied.append(op)
+        self._fail_if_asked(subject(op))
+        if isinstance(op, Set):
+            self._rename(op)
+            self._set(op.want)
+        else:
+            self._delete(op.have.key)
+
+    @_in_one_piece
     def announce(self, what: Announcement) -> None:
         for port in self._all(Port, what.namespace):
             if port.bridge == what.bridge and port.name in what.ports:
@@ -115,9 +140,13 @@ class FakeKernel:
 
     def await_news(self, timeout: float, wake: int) -> Collection[str]:
         self._wake = wake
-        if not self._news:
+        if not self._news:  # what comes from here on writes to *wake*
             select.select([wake], [], [], timeout)
         self._goes_on.wait()
+        return self._take_news()
+
+    @_in_one_piece
+    def _take_news(self) -> Collection[str]:
         self._wake = None
         told, self._news = self._news, set()
         return told
@@ -136,29 +165,35 @@ class FakeKernel:
         finally:
             self._goes_on.set()
 
+    @_in_one_piece
     def fail_next(self, kind: Kind, number: int, times: int = 1) -> None:
         """Refuse the next *times* operations on objects of *kind* with errno *number*."""
         self._failures += [(kind, number)] * times
 
+    @_in_one_piece
     def fail_next_read(self, number: int, times: int = 1) -> None:
         """Refuse the next *times* reads."""
         self._read_failures += [number] * times
 
+    @_in_one_piece
     def heal(self) -> None:
         """Forget the failures asked for."""
         self._failures.clear()
         self._read_failures.clear()
 
+    @_in_one_piece
     def lose(self, key: Key) -> None:
         """Remove an object, and what goes with it, behind the driver's back."""
         self._delete(key)
         self._tell(key.place)
 
+    @_in_one_piece
     def spoil(self, obj: KernelObject) -> None:
         """Add or change an object behind the driver's back."""
         self.objects[obj.key] = obj
         self._tell(obj.key.place)
 
+    @_in_one_piece
     def move_underlay(self, vtep: Address | None, underlay: Underlay | None) -> None:
         """Change the device of an outer address, or take the address away."""
         if underlay is None:
@@ -167,16 +202,24 @@ class FakeKernel:
             self.underlays[vtep] = underlay
         self._tell(HOST)
 
+    @_in_one_piece
     def take(self, device: str) -> str:
         """Move a container end out of the host's namespace, as the engine does; return its alias."""
         return self.host_devices.pop(device)
 
     # What tests ask.
 
+    @_in_one_piece
+    def all_objects(self) -> KernelState:
+        """What is there."""
+        return dict(self.objects)
+
+    @_in_one_piece
     def of(self, namespace: str, kind: Kind) -> list[KernelObject]:
         """All objects of one kind, in order of their keys."""
         return [obj for key, obj in sorted(self.objects.items()) if key[:2] == (kind, namespace)]
 
+    @_in_one_piece
     def reaches(self, namespace: str, bridge: str, mac: Mac) -> frozenset[str | Address]:
         """Where a frame to *mac* on *bridge* comes out: container ends by name, other hosts by VTEP.
 
@@ -193,6 +236,7 @@ class FakeKernel:
             return frozenset(exact)
         return frozenset([*(p.peer for p in ports), *(row.vtep for row in rows if row.mac == FLOOD_MAC)])
 
+    @_in_one_piece
     def answers(self, namespace: str, bridge: str, address: Address) -> Mac | None:
         """The MAC that this host answers an ARP or ND question for *address* on *bridge* with."""
         for own in self._all(BridgeAddress, namespace):

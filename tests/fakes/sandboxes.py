@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+import threading
 from collections.abc import Mapping, Sequence
 
 from driver.kernel.kinds import Balancer, Services
 from driver.kernel.objects import KernelState, Key
-from driver.kernel.ops import Delete, Op, Set
+from driver.kernel.ops import Delete, Op, Set, subject
 from driver.wish.errors import KernelError
 
 
@@ -24,35 +25,44 @@ class FakeSandboxes:
         self._read: dict[str, dict[Key, Balancer]] = {}
         self._news = False
         self._wake: int | None = None
+        self._lock = threading.RLock()
+        """Nobody sees, or changes, half of what another does."""
 
     def read_sandbox(self, sandbox: str) -> KernelState:
-        found = self.there.get(sandbox, {})
-        self._read[sandbox] = dict(found)
-        return dict(found)
+        with self._lock:
+            found = dict(self.there.get(sandbox, {}))
+            self._read[sandbox] = found
+            return dict(found)
 
     def apply(self, ops: Sequence[Op]) -> Mapping[Key, KernelError]:
         failures: dict[Key, KernelError] = {}
         for op in ops:
-            self.applied.append(op)
-            obj = op.want if isinstance(op, Set) else op.have
+            obj = subject(op)
             if not isinstance(obj, Balancer):
                 raise TypeError(obj)
-            number = self._refuses(op, obj)
+            with self._lock:
+                number = self._apply(op, obj)
             if number:
                 failures[obj.key] = KernelError(f"cannot set {obj.key}: {os.strerror(number)}", number)
-            elif isinstance(op, Set):
-                self.there[obj.sandbox][obj.key] = obj
-            else:
-                self.there.get(obj.sandbox, {}).pop(obj.key, None)
-            self._read[obj.sandbox] = dict(self.there.get(obj.sandbox, {}))
         return failures
+
+    def _apply(self, op: Op, obj: Balancer) -> int:
+        self.applied.append(op)
+        number = self._refuses(op, obj)
+        if not number and isinstance(op, Set):
+            self.there[obj.sandbox][obj.key] = obj
+        elif not number:
+            self.there.get(obj.sandbox, {}).pop(obj.key, None)
+        self._read[obj.sandbox] = dict(self.there.get(obj.sandbox, {}))
+        return number
 
     def await_news(self, timeout: float, wake: int) -> bool:
         self._wake = wake
         if not self._news:
             select.select([wake], [], [], timeout)
-        self._wake = None
-        told, self._news = self._news, False
+        with self._lock:
+            self._wake = None
+            told, self._news = self._news, False
         return told
 
     def close(self) -> None:
@@ -62,18 +72,21 @@ class FakeSandboxes:
 
     def appear(self, sandbox: str) -> None:
         """Have a namespace come up, as the engine's do after Join (20.10 to 27)."""
-        self.there[sandbox] = {}
-        self._news = True
-        if self._wake is not None:
-            os.eventfd_write(self._wake, 1)
+        with self._lock:
+            self.there[sandbox] = {}
+            self._news = True
+            if self._wake is not None:
+                os.eventfd_write(self._wake, 1)
 
     def vanish(self, sandbox: str) -> None:
         """Have one end, with all that is in it."""
-        self.there.pop(sandbox, None)
+        with self._lock:
+            self.there.pop(sandbox, None)
 
     def spoil(self, obj: Balancer) -> None:
         """Change a table behind the driver's back."""
-        self.there[obj.sandbox][obj.key] = obj
+        with self._lock:
+            self.there[obj.sandbox][obj.key] = obj
 
     def fail(self, sandbox: str, number: int) -> None:
         """Refuse all that is to be set in one namespace; 0: no more."""
@@ -81,7 +94,8 @@ class FakeSandboxes:
 
     def services(self, sandbox: str) -> dict[str, Services]:
         """What a namespace holds, by network."""
-        return {one.namespace: one.services for one in self.there.get(sandbox, {}).values()}
+        with self._lock:
+            return {one.namespace: one.services for one in self.there.get(sandbox, {}).values()}
 
     def _refuses(self, op: Op, obj: Balancer) -> int:
         if obj.sandbox not in self.there:

@@ -59,7 +59,7 @@ class FakeGround:
         self.kernel: Kernel = self.fake
 
     def read_place(self, namespace: str) -> KernelState:
-        return {key: obj for key, obj in self.fake.objects.copy().items() if key.place == namespace}
+        return {key: obj for key, obj in self.fake.all_objects().items() if key.place == namespace}
 
     def leftovers(self) -> list[str]:
         return sorted(self.fake.host_devices)

@@ -42,7 +42,7 @@ def heard(node: Node, endpoint: str) -> dict[str, str]:
 def test_whoever_was_there_hears_of_a_new_owner(nodes: list[Node], where: int) -> None:
     nodes[0].attach(EP, "10.62.0.4")
     nodes[where].attach(EP2, str(ADDRESS))
-    _soon(lambda: heard(nodes[0], EP) == {str(ADDRESS): mac_of(ADDRESS)})
+    assert _soon(lambda: heard(nodes[0], EP) == {str(ADDRESS): mac_of(ADDRESS)})
     assert str(ADDRESS) not in heard(nodes[where], EP2)
 
 
@@ -53,7 +53,7 @@ def test_an_address_that_comes_back_with_another_mac(nodes: list[Node]) -> None:
     mac = Mac("02:42:00:00:00:99")
     nodes[0].overlay.create_endpoint(NET, EP3, [ip_interface(f"{ADDRESS}/24")], mac, {})
     nodes[0].overlay.join(NET, EP3, "/run/docker/netns/y")
-    _soon(lambda: heard(nodes[0], EP) == {str(ADDRESS): mac})
+    assert _soon(lambda: heard(nodes[0], EP) == {str(ADDRESS): mac})
 
 
 class TestWhom:

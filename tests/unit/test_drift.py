@@ -44,8 +44,12 @@ def bridge(node: Node) -> Bridge:
 def attach(node: Node, endpoint: str, address: str) -> None:
     """Attach, and let the engine come to rest: from here on the wish is the same."""
     node.attach(endpoint, address)
+    at_rest(node)
+
+
+def at_rest(node: Node) -> None:
     _, revision = node.wish.snapshot()
-    node.reconciler.wait_applied(NetworkId(NET), revision, 5)
+    node.reconciler.wait_applied(NetworkId(NET), revision, 30)
 
 
 def port(node: Node, endpoint: str) -> Port:
@@ -59,7 +63,7 @@ def test_what_was_changed_is_right_again_told_and_counted(
     attach(node, EP, "10.62.0.4")
     right = vxlan(node)
     node.kernel.spoil(replace(right, mtu=1400))
-    assert _soon(lambda: vxlan(node) == right, 2)
+    assert _soon(lambda: vxlan(node) == right)
     assert _soon(lambda: node.reconciler.repairs == {Vxlan.kind: 1})
     assert _soon(lambda: f"network {NET}: repaired: {right.name}: mtu was 1400" in caplog.text)
 
@@ -69,7 +73,7 @@ def test_a_whole_namespace_is_right_again_but_for_its_containers(node: Node) -> 
     before = node.have()
     lost = {key for key in before if key.kind in (Port.kind, Shortcut.kind)}
     node.kernel.lose(Namespace(PLACE).key)
-    assert _soon(lambda: node.have().keys() == before.keys() - lost, 2)
+    assert _soon(lambda: node.have().keys() == before.keys() - lost)
     assert _soon(lambda: node.reconciler.repairs == {Namespace.kind: 1})
 
 
@@ -80,7 +84,7 @@ def test_a_shortcut_that_is_gone_or_leads_elsewhere_is_right_again_told_and_coun
     before = node.have()
     (right,) = (obj for obj in before.values() if isinstance(obj, Shortcut))
     node.kernel.lose(right.key)
-    assert _soon(lambda: node.have() == before, 2)
+    assert _soon(lambda: node.have() == before)
     assert _soon(lambda: node.reconciler.repairs == {Shortcut.kind: 1})
     node.kernel.spoil(replace(right, port="eth7"))
     assert _soon(lambda: node.reconciler.repairs == {Shortcut.kind: 2})
@@ -140,7 +144,7 @@ def test_a_join_of_an_endpoint_whose_pair_has_gone_is_no_drift(node: Node) -> No
         node.overlay.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
         join = pool.submit(node.overlay.join, NET, EP, "")
         assert _soon(lambda: EndpointId(EP) in node.wish.state.joining)
-    join.result(5)
+    join.result(30)
     assert port(node, EP).create
     assert node.reconciler.repairs == {}
 
@@ -148,29 +152,33 @@ def test_a_join_of_an_endpoint_whose_pair_has_gone_is_no_drift(node: Node) -> No
 def test_a_fight_is_held_at_one_round_a_second(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     attach(node, EP, "10.62.0.4")
     right = vxlan(node)
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
+    began = time.monotonic()
+
+    def fight() -> bool:
         node.kernel.spoil(replace(right, mtu=1400))
-        time.sleep(0.01)
-    assert 2 <= caplog.text.count("repaired") <= 3
-    assert _soon(lambda: vxlan(node) == right, 2)
+        return node.reconciler.repairs[Vxlan.kind] >= 2
+
+    assert _soon(fight)
+    assert time.monotonic() - began >= 1
+    assert _soon(lambda: vxlan(node) == right)
     assert _soon(lambda: caplog.text.count("repaired") == node.reconciler.repairs[Vxlan.kind])
 
 
-def test_a_fight_over_one_network_does_not_slow_another(node: Node) -> None:
+def test_a_fight_over_one_network_does_not_slow_another(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_LOOK_INTERVAL", 3600)
     node.overlay.create_network(
         "othernetwork", {}, node.wish.state.networks[NetworkId(NET)].segments[0].subnets, internal=False
     )
     attach(node, EP, "10.62.0.4")
     node.attach(EP2, "10.62.0.5", "othernetwork")
-    for _ in range(3):
-        node.kernel.spoil(replace(vxlan(node), mtu=1400))
-        time.sleep(0.05)
+    right = vxlan(node)
+    node.kernel.spoil(replace(right, mtu=1400))
+    assert _soon(lambda: node.reconciler.repairs == {Vxlan.kind: 1})
+    node.kernel.spoil(replace(right, mtu=1400))
     other = next(o for o in node.have("othernetwork").values() if isinstance(o, Vxlan))
-    start = time.monotonic()
     node.kernel.lose(other.key)
-    assert _soon(lambda: other.key in node.kernel.objects)
-    assert time.monotonic() - start < 0.5
+    assert _soon(lambda: other.key in node.kernel.all_objects())
+    assert vxlan(node) != right
 
 
 def test_an_outer_address_that_is_away_for_a_while_tears_nothing_down(
@@ -200,10 +208,10 @@ class TestVanishedPorts:
     ) -> None:
         attach(node, EP, "10.62.0.4")
         attach(node, EP2, "10.62.0.5")
+        began = time.monotonic()
         node.kernel.lose(port(node, EP).key)
-        time.sleep(0.1)
-        assert self.announced(node) == {EP, EP2}
-        assert _soon(lambda: self.announced(node) == {EP2}, 2)
+        assert _soon(lambda: self.announced(node) == {EP2})
+        assert time.monotonic() - began >= 0.3
         time.sleep(0.4)
         assert caplog.text.count("has lost its container") == 1
         assert node.reconciler.repairs == {}
@@ -214,29 +222,36 @@ class TestVanishedPorts:
         attach(node, EP, "10.62.0.4")
         attach(node, EP2, "10.62.0.5")
         node.kernel.lose(port(node, EP).key)
-        assert _soon(lambda: node.shortcuts() == {Mac("02:42:0a:3e:00:05"): port(node, EP2).name}, 2)
+        assert _soon(lambda: node.shortcuts() == {Mac("02:42:0a:3e:00:05"): port(node, EP2).name})
         assert self.announced(node) == {EP, EP2}
 
-    def test_a_leave_comes_first(self, node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_leave_comes_first(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(engine, "_WITHDRAW_AFTER", 60)
         attach(node, EP, "10.62.0.4")
         node.kernel.lose(port(node, EP).key)
+        assert _soon(lambda: node.shortcuts() == {}), "seen to be gone"
+        monkeypatch.setattr(engine, "_WITHDRAW_AFTER", 0)
         node.overlay.leave(NET, EP)
-        time.sleep(0.5)
+        at_rest(node)
         assert "has lost its container" not in caplog.text
         node.overlay.delete_endpoint(NET, EP)
 
     def test_one_that_is_being_joined_is_not_withdrawn(self, node: Node) -> None:
         attach(node, EP, "10.62.0.4")
         node.wish.change(lambda s: replace(s, joining={EndpointId(EP): "a Join"}))
-        node.kernel.lose(port(node, EP).key)
+        lost = port(node, EP)
+        node.kernel.lose(lost.key)
+        assert _soon(lambda: lost.key in node.have()), "a Join is under way, so it is made anew"
         time.sleep(0.5)
         assert self.announced(node) == {EP}
-        assert port(node, EP).create, "a Join is under way, so it is made anew"
+        assert port(node, EP).create
 
     def test_the_last_one_takes_the_network_with_it_and_can_join_again(self, node: Node) -> None:
         attach(node, EP, "10.62.0.4")
         node.kernel.lose(port(node, EP).key)
-        assert _soon(lambda: list(node.kernel.namespaces()) == [], 2)
+        assert _soon(lambda: list(node.kernel.namespaces()) == [])
         node.overlay.join(NET, EP, "")
         assert self.announced(node) == {EP}
         assert port(node, EP).peer in node.kernel.host_devices
@@ -273,7 +288,7 @@ class TestVanishedPorts:
             attach(node, EP, "10.62.0.4")
             attach(node, EP2, "10.62.0.5")
             node.kernel.lose(port(node, EP).key)
-            assert _soon(lambda: self.announced(node) == {EP2}, 2)
+            assert _soon(lambda: self.announced(node) == {EP2})
             other.attach("ab" + EP[2:], "10.62.0.4")
             assert _soon(lambda: node.rows() == {"10.62.0.4": "192.0.2.2"})
         finally:

@@ -69,7 +69,7 @@ def test_what_is_changed_behind_our_back_is_mended_and_told(
     assert _soon(lambda: ground.is_there(1400))
     ground.kernel.spoil(Marker("pyomark0", 1300))
     assert _soon(lambda: ground.is_there(1400))
-    assert "the host: repaired: marker pyomark0: mtu was 1300" in caplog.text
+    assert _soon(lambda: "the host: repaired: marker pyomark0: mtu was 1300" in caplog.text)
 
 
 def test_what_the_kernel_refuses_is_tried_again(ground: Ground, caplog: pytest.LogCaptureFixture) -> None:

@@ -256,7 +256,7 @@ class SlowStore(MemoryStore):
 
     def save(self, state: IpamState) -> None:
         self.busy.set()
-        assert self.may_end.wait(5)
+        assert self.may_end.wait(30)
         super().save(state)
 
 
@@ -272,10 +272,10 @@ def test_calls_share_a_write_and_what_it_cannot_save_was_never_given(broken: boo
     store.busy.clear()
     with ThreadPoolExecutor(50) as pool:
         calls = [pool.submit(ipam.request_address, pool_id)]
-        assert store.busy.wait(5)
+        assert store.busy.wait(30)
         calls += [pool.submit(ipam.request_address, pool_id) for _ in range(40)]
         released = pool.submit(ipam.release_address, pool_id, taken)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while len(ipam._committed._queue) < 41:
             assert time.monotonic() < deadline
             time.sleep(0.001)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import select
 import struct
@@ -231,10 +232,10 @@ def test_a_fault_outside_of_any_item_does_not_make_the_thread_spin(caplog: pytes
     toy = Toy("a")
     toy.troubles["survey"] = RuntimeError("nobody foresaw it")
     toy.start()
-    end = time.monotonic() + 0.6
-    while time.monotonic() < end:
+    began = time.monotonic()
+    while toy.surveys < 3:
         toy.say()
-    assert 2 <= toy.surveys <= 5
+    assert time.monotonic() - began > 0.25, "0.1 s, then 0.2 s"
     assert len([r for r in caplog.records if r.exc_info]) == 1
     (thread,) = toy.threads
     assert (thread.state.name, thread.state.doing) == ("toys", Doing.FAILING)
@@ -274,13 +275,16 @@ def test_one_networks_fault_stops_no_other_and_nobody_spins(
     node.attach(EP, "10.62.0.4")
     tries = failing_in(node, NET, error, monkeypatch)
     node.create(network=OTHER)
-    for number in range(300):
-        announce(node, NET, number)
-        time.sleep(0.003)
+    numbers = itertools.count()
+
+    def others_speak() -> bool:
+        announce(node, NET, next(numbers))
+        return len(tries) > 2
+
+    assert _soon(others_speak)
     node.attach(EP2, "10.62.0.5", OTHER)
     announce(node, OTHER, 1)
     assert _soon(lambda: node.rows(OTHER) == {"10.62.0.200": "192.0.2.200"})
-    assert len(tries) > 1
     assert all(pause > 0.09 * 2**n for n, pause in enumerate(later - t for t, later in pairwise(tries)))
     told = [record for record in caplog.records if record.exc_info]
     assert [record.getMessage() for record in told] == [
@@ -320,7 +324,7 @@ def test_one_sandboxs_fault_stops_no_other(
     reconciler.start()
     assert _soon(lambda: kernel.services(BOX2) == {NAME: {VIP: (at(1), at(11))}})
     revision = wish.change(lambda s: replace(s, services={SERVED: {VIP: record(2, 11)}}))
-    assert reconciler.wait_tried(revision, 5)
+    assert reconciler.wait_tried(revision, 30)
     assert kernel.services(BOX2) == {NAME: {VIP: (at(2), at(11))}}
     assert len([r for r in caplog.records if r.exc_info and BOX1 in r.getMessage()]) == 1
     monkeypatch.undo()
@@ -353,7 +357,7 @@ def test_a_join_during_an_audit_waits_for_one_network_at_most(monkeypatch: pytes
         node.attach(f"{number:02}" * 32, "10.62.0.4", network)
     node.overlay.create_endpoint(many[-1], EP, [ip_interface("10.62.0.9/24")], None, {})
     _, revision = node.wish.snapshot()
-    assert node.reconciler.wait_tried(revision, 5)
+    assert node.reconciler.wait_tried(revision, 30)
     reads: list[str] = []
     joined_after: list[int] = []
 
@@ -430,7 +434,7 @@ class TestHost:
         monkeypatch.setattr(networks, "desired", with_host)
 
     def there(self, node: Node) -> set[Key]:
-        return {key for key in node.kernel.objects.copy() if key.place == HOST}
+        return {key for key in node.kernel.all_objects() if key.place == HOST}
 
     def test_what_a_former_process_left_goes(self, node: Node) -> None:
         node.end()

@@ -90,12 +90,14 @@ class Node:
     def have(self, network: str = NET) -> KernelState:
         """The kernel's objects, in one piece although the engine thread may be at work."""
         name = namespace_name(NetworkId(network))
-        return {key: obj for key, obj in self.kernel.objects.copy().items() if key.place == name}
+        return {key: obj for key, obj in self.kernel.all_objects().items() if key.place == name}
 
     def rows(self, network: str = NET) -> dict[str, str]:
         have = self.have(network)
         fdb = {o.mac: str(o.vtep) for o in have.values() if isinstance(o, FdbEntry) and o.mac != FLOOD_MAC}
-        return {str(o.address): fdb[o.mac] for o in have.values() if isinstance(o, Neighbour)}
+        return {
+            str(o.address): fdb[o.mac] for o in have.values() if isinstance(o, Neighbour) and o.mac in fdb
+        }
 
     def shortcuts(self, network: str = NET) -> dict[str, str]:
         return {o.mac: o.port for o in self.have(network).values() if isinstance(o, Shortcut)}
@@ -180,7 +182,7 @@ def test_a_shortcut_that_the_kernel_refuses_costs_no_call_and_no_row(
     assert node.shortcuts() == {}
     assert "shortcut" in caplog.text
     node.kernel.heal()
-    assert _soon(lambda: len(node.shortcuts()) == 1, 2)
+    assert _soon(lambda: len(node.shortcuts()) == 1)
     node.attach("ab" + EP[2:], "10.62.0.6")
     node.kernel.fail_next(Shortcut.kind, errno.EPERM, times=1000)
     node.detach(EP)
@@ -247,7 +249,7 @@ def test_an_answered_join_has_nothing_read_again(nodes: list[Node], monkeypatch:
 
     def at_rest() -> None:
         _, revision = node.wish.snapshot()
-        node.reconciler.wait_applied(NetworkId(NET), revision, 5)
+        node.reconciler.wait_applied(NetworkId(NET), revision, 30)
 
     def read(name: str, rows: Collection[Row] | None = None) -> KernelState:
         reads.append(name)
@@ -651,7 +653,7 @@ def test_a_restart_adopts_and_changes_nothing(nodes: list[Node]) -> None:
     one.begin()
     assert _soon(lambda: NetworkId(NET) in one.wish.state.peers.synced)
     _, revision = one.wish.snapshot()
-    one.reconciler.wait_applied(NetworkId(NET), revision, 5)
+    one.reconciler.wait_applied(NetworkId(NET), revision, 30)
     assert one.have() == before
     assert one.kernel.applied == []
 
@@ -669,7 +671,7 @@ def test_after_a_restart_with_the_store_away_nothing_is_removed(
     cluster.set_away(True)
     one.begin()
     _, revision = one.wish.snapshot()
-    one.reconciler.wait_applied(NetworkId(NET), revision, 5)
+    one.reconciler.wait_applied(NetworkId(NET), revision, 30)
     assert one.rows() == {"10.62.0.5": "192.0.2.2"}
     two.detach(EP2)
     cluster.set_away(False)
@@ -716,7 +718,7 @@ def test_a_join_that_ends_late_leaves_a_newer_one_its_pair(
 
     def late(*args: Any) -> None:
         if next(calls) == 1:  # the older Join's last
-            assert answer.wait(5)
+            assert answer.wait(30)
         else:
             wait(*args)
 
@@ -731,8 +733,8 @@ def test_a_join_that_ends_late_leaves_a_newer_one_its_pair(
             newer = pool.submit(one.overlay.join, NET, EP, "/run/new")
             assert _soon(lambda: EndpointId(EP) in one.wish.state.joining)
             answer.set()
-            older.result(5)
-        newer.result(5)
+            older.result(30)
+        newer.result(30)
     assert _has_port(one)
     assert one.wish.state.joining == {}
 
@@ -755,11 +757,9 @@ def _vxlan(node: Node) -> Vxlan:
     return next(o for o in have.values() if isinstance(o, Vxlan))
 
 
-def _soon(question: object, timeout: float = 5.0) -> bool:
-    import time
-
-    assert callable(question)
-    deadline = time.monotonic() + timeout
+def _soon(question: Callable[[], object]) -> bool:
+    """Tell whether it comes true; the patience is for a busy machine, and costs nothing when all is well."""
+    deadline = time.monotonic() + 30
     while not question():
         if time.monotonic() > deadline:
             return False

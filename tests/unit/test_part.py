@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -171,6 +170,10 @@ class Reads(FakeKernel):
         return super().read_place(namespace, rows)
 
 
+def at_rest(node: Node) -> None:
+    assert node.reconciler.wait_tried(node.wish.snapshot()[1], 30)
+
+
 @pytest.mark.parametrize("old", [False, True], ids=["kernel that reads single rows", "kernel before 5.0"])
 def test_one_change_among_many_reads_a_few_rows(monkeypatch: pytest.MonkeyPatch, *, old: bool) -> None:
     monkeypatch.setattr(test_overlay, "FakeKernel", lambda: Reads(old=old))
@@ -187,12 +190,12 @@ def test_one_change_among_many_reads_a_few_rows(monkeypatch: pytest.MonkeyPatch,
         assert _soon(lambda: len(one.rows()) == 20)
         kernel = one.kernel
         assert isinstance(kernel, Reads)
-        time.sleep(0.05)
+        at_rest(one)
         kernel.asked.clear()
         two.overlay.delete_endpoint(test_overlay.NET, "a00" * 20)
         assert _soon(lambda: len(one.rows()) == 19)
         assert _soon(lambda: len(kernel.asked) >= 2)
-        time.sleep(0.05)
+        at_rest(one)
         assert (None in kernel.asked) is old
         kernel.asked.clear()
         one.attach("e1" * 32, "10.62.0.5")

@@ -71,7 +71,7 @@ class World:
         return set(where(self.wish.state.peers))
 
     def wait(self, fact: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not fact():
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -208,7 +208,7 @@ def in_time(work: Callable[[], object]) -> None:
     """Do it in another thread, which must not be held up."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive(), "held up by the merge"
 
 
@@ -272,7 +272,7 @@ def test_a_view_is_merged_however_often_networks_come_and_go(
         def create_network(times: int) -> None:
             network = Network(NetworkId(f"other{times}"), ())
             made = creator.submit(world.wish.change, lambda state: with_network(state, network))
-            wait([made], 0.2)  # in the end it has to wait for the merge instead
+            wait([made], 30 if times <= peering._TRIES else 0)  # in the end it has to wait for the merge
 
         merging = Merging(create_network)
         monkeypatch.setattr(peering, "merge", merging)
@@ -287,14 +287,14 @@ def test_a_view_goes_in_while_the_disk_is_busy(world: World, monkeypatch: pytest
 
     def save(_state: State) -> None:
         writes.set()
-        assert may_end.wait(5)
+        assert may_end.wait(30)
 
     monkeypatch.setattr(world.disk, "save", save)
     with ThreadPoolExecutor(1) as pool:
         change = pool.submit(
             world.wish.change, lambda state: with_network(state, Network(NetworkId("n"), ()))
         )
-        assert writes.wait(5)
+        assert writes.wait(30)
         world.plane.say(WITHOUT_A)
         assert away(world.wish.state) == {VTEP[A]}
         assert "n" not in world.wish.state.networks
@@ -310,16 +310,15 @@ def test_the_control_plane_is_told_first_though_silent_hosts_are_being_asked(wor
 
     def probe(_: Collection[Address]) -> Collection[Address]:
         asked.set()
-        released.wait(10)
+        released.wait(60)
         return ()
 
     world.peering._probe = probe
     world.plane.say(FULL)
     world.plane.say(WITHOUT_A)
     world.now += GRACE
-    assert asked.wait(5)
-    began = time.monotonic()
+    assert asked.wait(30)
     world.peering.stop(leave=False)
-    assert time.monotonic() - began < 2
+    assert any(thread.alive for thread in world.peering.threads), "not waited for"
     released.set()
     world.wait(lambda: not any(thread.alive for thread in world.peering.threads))

@@ -35,7 +35,7 @@ class SlowDisk(MemoryDisk):
 
     def save(self, state: State) -> None:
         self.writes.set()
-        assert self.may_end.wait(5)
+        assert self.may_end.wait(30)
         self.saves += 1
         if self.full:
             raise DiskError("no room")
@@ -47,7 +47,7 @@ def test_while_the_disk_writes_everybody_sees_the_former_state() -> None:
     wish = Wish(disk)
     change = threading.Thread(target=wish.change, args=[lambda state: replace(state, host=MOVED)])
     change.start()
-    assert disk.writes.wait(5)
+    assert disk.writes.wait(30)
     assert wish.snapshot() == (wish.state, 1)
     assert wish.state.host == HOST
     disk.may_end.set()
@@ -65,15 +65,15 @@ def held(wish: Wish, disk: SlowDisk) -> Iterator[ThreadPoolExecutor]:
     """Have the disk busy with a first network, until it is let; wait then until all calls have ended."""
     with ThreadPoolExecutor(60) as pool:
         first = pool.submit(wish.change, lambda state: with_network(state, network(0)))
-        assert disk.writes.wait(5)
+        assert disk.writes.wait(30)
         yield pool
         disk.may_end.set()
-        assert first.exception(5) is None or disk.full
+        assert first.exception(30) is None or disk.full
 
 
 def await_queue(wish: Wish, length: int) -> None:
     """Wait until so many calls are behind the write."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while len(wish._committed._queue) < length:
         assert time.monotonic() < deadline
         time.sleep(0.001)
