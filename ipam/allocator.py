@@ -129,6 +129,12 @@ def restore_pool(
     return state.with_pool(pool_id.space, pool)
 
 
+def without_swarm(state: IpamState, own: Collection[Network]) -> IpamState:
+    """Forget the pools of a Swarm that this host has left; *own* are the prefixes of its own networks."""
+    kept = {key: pool for key, pool in state.pools.items() if key[0] is Space.LOCAL and key[1] in own}
+    return replace(state, pools=kept)
+
+
 def release_pool(state: IpamState, pool_id: PoolId, in_use: InUse) -> IpamState:
     """Close the pool; its gateway and auxiliary addresses go with it. Never fails.
 

@@ -1,7 +1,10 @@
-"""Forgets networks that the engine does not know.
+"""Forgets networks, and VNIs given to networks, that the engine does not know.
 
 An engine that was killed has forgotten its Swarm networks, and a call that was never answered may have
 been the last about its network: no DeleteNetwork will come for either. Only doubtful networks are checked.
+
+FreeNetwork goes to the leader alone. A manager that leads no more does not hear which networks were removed,
+and may lead again.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from driver.swarm.docker_api import DockerApi, EngineAway
-from driver.wish.state import without_ghost
+from driver.wish.state import without_allocation, without_ghost
 from driver.wish.wish import Wish
 from lib.supervised import Supervised
 
@@ -56,3 +59,7 @@ class Census:
             if not self._docker.knows_network(network):
                 log.info("network %s: forgotten, since the engine does not know it", network)
                 self._wish.change(partial(without_ghost, network=network), lasting=False)
+        for network in state.allocations:
+            if not self._docker.knows_network(network):
+                log.info("network %s: its VNIs are free, since the engine does not know it", network)
+                self._wish.change(partial(without_allocation, network=network), lasting=False)

@@ -65,12 +65,13 @@ def decode(body: dict[str, Any]) -> State:
 
 def _host(host: Host) -> dict[str, Any]:
     found = {"id": host.id, "vtep": _text(host.vtep)}
-    return {**found, "swarm_port": host.swarm_port} if host.swarm_port else found
+    said = {"swarm_port": host.swarm_port, "member": host.member}
+    return found | {name: value for name, value in said.items() if value}
 
 
 def _read_host(item: dict[str, Any]) -> Host:
     vtep = ip_address(item["vtep"]) if item["vtep"] else None
-    return Host(NodeId(item["id"]), vtep, item.get("swarm_port"))
+    return Host(NodeId(item["id"]), vtep, item.get("swarm_port"), item.get("member", ""))
 
 
 def _network(network: Network) -> dict[str, Any]:

@@ -118,13 +118,16 @@ class Peers:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """This host: a random identity that lasts, and its VTEP address once it is known."""
+    """This host: an identity that lasts as long as what it was made on, and its VTEP address once known."""
 
     id: NodeId
     vtep: Address | None = None
     swarm_port: int | None = None
     """The Swarm's UDP port for VXLAN (``docker swarm init --data-path-port``), as a manager's engine said
     last. On disk, so that a leader need not ask before it answers."""
+    member: str = ""
+    """What the identity was made on: a Swarm's node, or a machine. Empty if a version made it that did not
+    say so."""
 
 
 @dataclass(frozen=True, slots=True)

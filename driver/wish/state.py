@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from driver.wish.errors import NotFound
 from driver.wish.life import LIVES, Event, Life
-from driver.wish.model import Endpoint, Host, Network, Peers
+from driver.wish.model import Endpoint, Host, Network, Peers, Phase
 from driver.wish.peers import forget_network
 from driver.wish.records import Offer, ServiceRecord
-from driver.wish.values import Address, EndpointId, NetworkId, Vni, is_of_one_host
+from driver.wish.values import Address, EndpointId, NetworkId, NodeId, Vni, is_of_one_host
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -108,6 +108,29 @@ def after_restart(state: State) -> State:
     believed = _after(state, Event.RESTART, state.endpoints)
     joined = {e.network for e in believed.endpoints.values() if e.id not in believed.doubtful}
     return replace(believed, doubtful=believed.doubtful | (state.networks.keys() - joined))
+
+
+def as_member(state: State, member: str, fresh: NodeId) -> State:
+    """Bind this host's identity to *member*; it becomes *fresh* when it was made on something else.
+
+    That is so on a clone of another machine, with a state folder that somebody copied, and in another Swarm:
+    two hosts must not have one identity. What belongs to the former Swarm goes then, but for networks in
+    which containers still run. An empty *member* is not known at the moment, and changes nothing.
+
+    An identity that is not bound yet is kept where something relies on it: others know its records.
+    """
+    former = state.host.member
+    if member in ("", former):
+        return state
+    if not former and (state.networks or state.allocations):
+        return replace(state, host=replace(state.host, member=member))
+    inhabited = {e.network for e in state.endpoints.values() if e.phase is Phase.JOINED}
+    gone = [n for n in state.networks if not is_of_one_host(n) and n not in inhabited]
+    host = replace(state.host, id=fresh, member=member, swarm_port=None)
+    left = replace(state, host=host, allocations={})
+    for network in gone:
+        left = without_network(left, network)
+    return left
 
 
 def with_network(state: State, network: Network) -> State:

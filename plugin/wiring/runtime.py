@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+from uuid import uuid4
 
 from flask import Flask
 
@@ -25,10 +26,13 @@ from driver.reconcile.networks import NetworkReconciler
 from driver.reconcile.sandboxes import SandboxReconciler
 from driver.swarm.census import Census
 from driver.swarm.docker_api import DockerApi
+from driver.swarm.identity import node_id
 from driver.swarm.recovery import LostPool, Recovery
 from driver.wish.disk import WishFile
-from driver.wish.values import VXLAN_PORT, Address, NodeId, Prefix
+from driver.wish.state import as_member
+from driver.wish.values import VXLAN_PORT, Address, NodeId, Prefix, is_of_one_host
 from driver.wish.wish import Wish
+from ipam.allocator import without_swarm
 from ipam.disk import LeaseFile
 from ipam.errors import IpamError
 from ipam.manager import AddressManager
@@ -38,6 +42,8 @@ from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_MACHINE: Final = Path("/sys/class/dmi/id/product_uuid")
+"""What tells a machine from its clones, where it has a BIOS (Linux: drivers/firmware/dmi-id.c)."""
 _MODE_POLL = 0.5
 """Seconds between looks whether the host has joined or left a Swarm."""
 _STOP_SECONDS = 2.5
@@ -224,8 +230,42 @@ class _ModeWatch:
 
 
 def load_wish(settings: Settings) -> Wish:
-    """Load the state; raises the driver's DiskError when what is on disk cannot be used."""
-    return Wish(WishFile(settings.state_dir / "state.json"))
+    """Load the state, and bind it to this machine and its membership in a Swarm.
+
+    On another machine, or in another Swarm, the host becomes another one, and leases of the former Swarm go.
+    Raises driver and ipam errors when what is on disk cannot be used.
+    """
+    wish = Wish(WishFile(settings.state_dir / "state.json"))
+    member, fresh = _membership(settings)
+    former = wish.state.host
+    if member and former.member not in ("", member):
+        log.warning("this is not the host that has the identity %s: it gets another one", former.id)
+        _forget_swarm(LeaseFile(settings.state_dir / "ipam.json"), own_prefixes(wish))
+    wish.change(partial(as_member, member=member, fresh=fresh))
+    return wish
+
+
+def _membership(settings: Settings) -> tuple[str, NodeId]:
+    """Return what this host's identity is bound to, and a new one; nothing while the Swarm has not said."""
+    if settings.in_swarm:
+        node = node_id(settings.swarm_dir / "certificates")
+        return (f"swarm {node}" if node else "", NodeId(node))
+    try:
+        machine = _MACHINE.read_text().strip()
+    except OSError:  # not every machine has one
+        machine = ""
+    return f"machine {machine}", NodeId(uuid4().hex)
+
+
+def _forget_swarm(leases: LeaseFile, own: Collection[Prefix]) -> None:
+    if (state := leases.load()) is not None:
+        leases.save(without_swarm(state, own))
+
+
+def own_prefixes(wish: Wish) -> Collection[Prefix]:
+    """Return the prefixes of the networks that this host's engine made by itself."""
+    networks = (n for n in wish.state.networks.values() if is_of_one_host(n.id))
+    return [subnet.prefix for n in networks for segment in n.segments for subnet in segment.subnets]
 
 
 def docker_api(settings: Settings) -> DockerApi:

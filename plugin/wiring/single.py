@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from driver.cluster.memory import MemoryControlPlane
 from driver.kernel.netlink import routes
 from driver.mode import Alone
-from driver.wish.values import Prefix
-from driver.wish.wish import Wish
 from plugin.settings import Settings
-from plugin.wiring.runtime import Runtime, docker_api, load_wish, set_vtep, users_store
+from plugin.wiring.runtime import Runtime, docker_api, load_wish, own_prefixes, set_vtep, users_store
 
 
 def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
@@ -26,10 +24,5 @@ def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
         docker=docker_api(settings),
         mode=Alone(lambda: not settings.in_swarm),
         control=users_store(settings, node) or MemoryControlPlane(node),
-        prefixes=lambda: _prefixes(wish),
+        prefixes=lambda: own_prefixes(wish),
     )
-
-
-def _prefixes(wish: Wish) -> Collection[Prefix]:
-    networks = wish.state.networks.values()
-    return [subnet.prefix for n in networks for segment in n.segments for subnet in segment.subnets]

@@ -8,7 +8,7 @@ from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import TlsSessions
 from driver.mode import InSwarm
 from driver.swarm.etcd_process import EtcdSettings
-from driver.swarm.identity import swarm_credentials
+from driver.swarm.identity import node_id, swarm_credentials
 from driver.swarm.leader_etcd import LeaderEtcd
 from driver.swarm.remotes import known_managers
 from driver.swarm.service_watch import ServiceWatch
@@ -19,11 +19,12 @@ from plugin.wiring.runtime import Part, Runtime, docker_api, load_wish, set_vtep
 def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
     """Make the runtime. Raises driver and ipam errors when the disk cannot be used."""
     wish, docker = load_wish(settings), docker_api(settings)
-    node = wish.state.host.id
+    node, certificates = wish.state.host.id, settings.swarm_dir / "certificates"
+    member = node_id(certificates)
     set_vtep(wish, settings.vtep)
     control, store = users_store(settings, node), list[Part]()
     if control is None:
-        credentials = swarm_credentials(settings.swarm_dir / "certificates")
+        credentials = swarm_credentials(certificates)
         etcd = EtcdSettings("etcd", settings.state_dir / "etcd", settings.store_port, credentials)
         leader = LeaderEtcd(docker, etcd, noted=lambda: known_managers(settings.swarm_dir))
         control, store = EtcdControlPlane(node, leader.endpoints, TlsSessions(credentials)), [leader]
@@ -32,7 +33,8 @@ def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
         restart,
         wish=wish,
         docker=docker,
-        mode=InSwarm(lambda: settings.in_swarm),
+        # A Swarm that was left and made anew within a moment is another one.
+        mode=InSwarm(lambda: settings.in_swarm and node_id(certificates) in ("", member)),
         control=control,
         store=store,
         services=[ServiceWatch(wish, docker)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 from driver.swarm.census import Census
 from driver.swarm.docker_api import DockerApi
 from driver.wish.model import Host, Network
-from driver.wish.state import State, with_network
-from driver.wish.values import NetworkId, NodeId
+from driver.wish.state import State, with_allocation, with_network
+from driver.wish.values import NetworkId, NodeId, Vni
 from driver.wish.wish import Wish
 from tests.cluster.fake_engine import FakeEngine
 from tests.cluster.harness import wait_until
@@ -74,3 +75,16 @@ def test_a_network_that_is_made_while_the_engine_is_asked_stays(
     wish.change(lambda state: with_network(state, state.networks[GHOST]))
     time.sleep(0.8)
     assert GHOST in wish.state.networks
+
+
+def test_vnis_of_a_network_that_the_engine_does_not_know_are_free(
+    wish: Wish, census: Census, fake: FakeEngine
+) -> None:
+    """It was removed while another manager led."""
+    for number, name in enumerate((KNOWN, GHOST)):
+        wish.change(partial(with_allocation, network=name, vnis=(Vni(70 + number),)))
+    census.start()
+    wait_until(lambda: wish.state.allocations == {KNOWN: (70,)})
+    looks = fake.calls.count(f"/networks/{KNOWN}")
+    wait_until(lambda: fake.calls.count(f"/networks/{KNOWN}") > looks + 2)
+    assert wish.state.allocations == {KNOWN: (70,)}
