@@ -25,7 +25,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
@@ -235,8 +235,35 @@ class _Arbiter(Arbiter):
     handle_hup = handle_ttin = handle_ttou = handle_usr1 = handle_winch = _keep_going
 
 
+class _Crew(ThreadPoolExecutor):
+    """Threads that are made as needed. Where no more can be had, those that are there take all in turn."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self._told = False
+        self._refused = 0
+        """How many calls were taken without an idle thread: once done, each counts as one (CPython 3.11)."""
+        self.submit(int).result()  # one is always there
+
+    def _adjust_thread_count(self) -> None:
+        while self._refused and self._idle_semaphore.acquire(timeout=0):
+            self._refused -= 1
+        try:
+            super()._adjust_thread_count()
+        except (RuntimeError, MemoryError) as error:
+            if not self._threads:
+                raise
+            self._refused += 1
+            if not self._told:
+                log.error("calls have to wait for each other: %s (%d are running)", error, len(self._threads))
+            self._told = True
+
+
 class _Worker(ThreadWorker):
     """A threaded worker for a Unix socket: no client can hold a thread, or the main loop, by silence."""
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        return _Crew(self.cfg.threads)
 
     def handle(self, conn: TConn) -> Any:
         # Below Python, since gunicorn makes sockets blocking at will: recv fails with EAGAIN.

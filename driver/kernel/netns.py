@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -163,7 +164,10 @@ def _apart(work: Callable[[], _T]) -> _T:
             failures.append(failure)
 
     thread = threading.Thread(target=run, name="netns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # of the host's limits, or the plugin's: as when files run out
+        raise OSError(errno.EAGAIN, f"no thread for the namespace: {error}") from None
     thread.join()
     if failures:
         raise failures[0]

@@ -94,8 +94,7 @@ class EtcdProcess:
             )
         except OSError as error:
             raise StoreUnavailable(f"etcd cannot be started: {error}") from None
-        self._relay = _relay(self._process.stderr)
-        self._relay.start()
+        self._relay = _started_relay(self._process.stderr)
 
     def alive(self) -> bool:
         """Tell whether the process runs."""
@@ -236,6 +235,17 @@ def _content(path: Path) -> bytes:
     with suppress(OSError):
         return path.read_bytes()
     return b""
+
+
+def _started_relay(stream: IO[bytes] | None) -> Supervised:
+    relay = _relay(stream)
+    try:
+        relay.start()
+    except RuntimeError as error:  # no more threads can be had
+        if stream is not None:
+            stream.close()
+        raise StoreUnavailable(f"etcd's log cannot be read: {error}") from None
+    return relay
 
 
 def _relay(stream: IO[bytes] | None) -> Supervised:

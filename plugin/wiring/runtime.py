@@ -166,7 +166,9 @@ class Runtime:
         ending: list[threading.Thread] = []
         for part in reversed(self._started):
             thread = threading.Thread(target=_stop, args=(part,), name=type(part).__name__, daemon=True)
-            thread.start()
+            if not _started(thread):
+                _stop(part)
+                continue
             # The store that the announcing speaks to may be the next part.
             thread.join(_STOP_SECONDS / 2 if part is self._announcing else _MOMENT)
             ending.append(thread)
@@ -174,6 +176,15 @@ class Runtime:
             thread.join(max(0.0, deadline - time.monotonic()))
         if late := [thread.name for thread in ending if thread.is_alive()]:
             log.warning("still busy, and ended with the process: %s", ", ".join(late))
+
+
+def _started(thread: threading.Thread) -> bool:
+    """Start *thread*; return False when no more can be had."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _stop(part: Part) -> None:

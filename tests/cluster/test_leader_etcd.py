@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from driver.cluster.etcd.client import EtcdClient, EtcdError
 from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import TlsSessions
 from driver.swarm.docker_api import DockerApi
-from driver.swarm.etcd_process import EtcdSettings
+from driver.swarm.etcd_process import EtcdProcess, EtcdSettings
 from driver.swarm.leader_etcd import LeaderEtcd
 from driver.swarm.remotes import known_managers
+from driver.wish.errors import StoreUnavailable
 from driver.wish.values import NodeId
 from tests.cluster.fake_engine import FakeEngine
 from tests.cluster.harness import Host, endpoint, wait_until
@@ -174,6 +176,28 @@ def test_a_server_that_dies_is_started_again(nodes: MakeNodes, caplog: pytest.Lo
     wait_until(lambda: not manager.host.view.connected)
     wait_until(lambda: manager.host.plane.wait_published(1), 6)
     assert any("etcd has died" in r.message for r in caplog.records)
+
+
+def test_where_no_thread_can_be_had_no_server_is_left(
+    etcd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = Authority(tmp_path / "pki").credentials("m")
+    settings = EtcdSettings(str(etcd), tmp_path / "etcd", free_port(), credentials)
+    server = EtcdProcess(settings, "127.0.0.1")
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(StoreUnavailable, match="can't start new thread"):
+            server.start()
+    assert server.alive()
+    server.stop()
+    assert not server.alive()
+    server.start()
+    assert server.wait_healthy(10)
+    server.stop()
 
 
 def test_a_taken_port_is_logged_once_and_tried_again(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def test_a_half_made_pin_is_removed(host: Host) -> None:
     (host.directory / NS).touch()
     assert host.kernel.apply([Delete(Namespace(NS))]) == {}
     assert not (host.directory / NS).exists()
+
+
+def test_where_no_thread_can_be_had_the_kernel_refuses(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where files run out: it is tried again, and no other network suffers."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        refused = host.kernel.apply([Set(Namespace(NS))])
+    assert ["no thread" in str(reason) for reason in refused.values()] == [True]
+    assert host.kernel.apply([Set(Namespace(NS))]) == {}
 
 
 def test_other_names_are_not_ours(host: Host) -> None:

@@ -166,6 +166,21 @@ def test_a_part_that_hangs_holds_up_no_other(
     assert caplog.messages[-1].startswith("still busy, and ended with the process: ")
 
 
+def test_it_stops_where_no_thread_can_be_had(
+    ground: Ground, calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = ground.runtime(SCOPE="global")
+    runtime.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        runtime.stop()
+    assert [part for verb, part, _ in calls if verb == "stop"] == list(PARTS)[::-1]
+
+
+def refuse(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def test_the_node_record_is_paused_first_whoever_hangs(
     ground: Ground, calls: list[Call], hanging: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
