@@ -38,12 +38,18 @@ class Peering:
         *,
         clock: Callable[[], float] = time.monotonic,
         probe: Callable[[Collection[Address]], Collection[Address]] = answering,
+        is_incomplete: Callable[[], bool] = lambda: False,
     ) -> None:
-        """*probe* returns those of the VTEPs whose hosts answer."""
+        """*probe* returns those of the VTEPs whose hosts answer.
+
+        While *is_incomplete* says that we have more than we know, we say nothing, since what we do not
+        mention would be withdrawn. Call `publish` when that is over.
+        """
         self._wish = wish
         self._control = control
         self._clock = clock
         self._probe = probe
+        self._is_incomplete = is_incomplete
         self._answering: frozenset[Address] = frozenset()
         """Hosts that were away from the store but answered the last probe."""
         self._frozen = False
@@ -62,9 +68,9 @@ class Peering:
 
     def start(self) -> None:
         """Begin to publish and to listen."""
-        self._wish.subscribe(self._publish)
+        self._wish.subscribe(self.publish)
         self._control.start(self._on_view)
-        self._publish()
+        self.publish()
         self._ticker.start(_TICK)
 
     def stop(self, *, leave: bool) -> None:
@@ -84,7 +90,10 @@ class Peering:
         """Wait until others can know of *endpoint*, and this host what they have in *network*."""
         return self._control.wait_announced(network, endpoint, timeout)
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Say what has changed since the last time; returns at once."""
+        if self._is_incomplete():
+            return
         with self._lock:
             state = self._wish.state
             if state is self._seen:  # changes saved together are all announced with the same state

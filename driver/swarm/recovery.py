@@ -58,17 +58,19 @@ class Recovery:
         driver: Callable[[], str],
         restore_pool: Callable[[LostPool], None],
         *,
+        over: Callable[[], None],
         default_port: int = VXLAN_PORT,
     ) -> None:
         """*remains* is what the kernel had at the start; *driver* asks for our name, or raises EngineAway.
 
-        *restore_pool* opens a pool unless it is open.
+        *restore_pool* opens a pool unless it is open. *over* is called when all that can be recovered is.
         """
         self._wish = wish
         self._docker = docker
         self._remains = remains
         self._driver = driver
         self._restore_pool = restore_pool
+        self._tell_over = over
         self._default_port = default_port
         self._over = threading.Event()
         self._search_until = 0.0
@@ -88,6 +90,10 @@ class Recovery:
         self._over.set()
         self._thread.stop(_STOP)
 
+    def is_missing_containers(self) -> bool:
+        """Tell whether containers of this host have not been recovered yet."""
+        return not self._over.is_set() and any(found.endpoints for found in self._remains().values())
+
     def wait(self, timeout: float = _PATIENCE) -> None:
         """Wait until all that can be recovered is, or *timeout* seconds have passed."""
         self._over.wait(timeout)
@@ -97,6 +103,7 @@ class Recovery:
             if not self._over.is_set():
                 self._recover()
                 self._over.set()
+                self._tell_over()
                 self._search_until = time.monotonic() + _SEARCH
             done = self._find_sandboxes() or time.monotonic() > self._search_until
         except EngineAway as away:

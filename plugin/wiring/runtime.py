@@ -93,15 +93,16 @@ class Runtime:
         self.networks = NetworkReconciler(
             wish, NetlinkKernel(netns_dir), shortcuts=settings.shortcut == "auto"
         )
-        self.peering = Peering(wish, control)
         self._recovery = Recovery(
             wish,
             docker,
             lambda: self.networks.remains,
             partial(driver_name, settings, docker),
             self._restore_pool,
+            over=self._recovered,
             default_port=settings.vxlan_port or VXLAN_PORT,
         )
+        self.peering = Peering(wish, control, is_incomplete=self._recovery.is_missing_containers)
         self._overlay = Overlay(
             wish,
             self.networks,
@@ -146,6 +147,9 @@ class Runtime:
             part.start()
             self._started.append(part)
         return create_app(self._overlay, self._ipam)
+
+    def _recovered(self) -> None:
+        self.peering.publish()
 
     def _restore_pool(self, lost: LostPool) -> None:
         try:

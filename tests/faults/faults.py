@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from tests.e2e.conftest import reconfigure
+from tests.e2e.conftest import put, reconfigure
 from tests.e2e.containers import DRIVER, unique
-from tests.faults.facts import PREFIX, processes, read, state_folder, store_host
+from tests.faults.facts import PREFIX, processes, read, state, state_folder, store_host
 from tests.faults.scene import Scene, arbiter_and_worker, leader_of, plugin_answers, signal, until
 from tests.lab import Host, wait_for
 
@@ -86,6 +86,49 @@ def _disable(scene: Scene) -> None:
 
 def _enable(scene: Scene) -> None:
     scene.worker.docker("plugin", "enable", DRIVER)
+
+
+def _remove_plugin(scene: Scene) -> None:
+    _disable(scene)
+    scene.worker.docker("plugin", "rm", "-f", DRIVER)
+
+
+def _install_again(scene: Scene) -> None:
+    put(scene.worker, scene.built, PYOVERLAY_LOG_LEVEL="info")
+
+
+def _empty_state(scene: Scene) -> None:
+    """As an operator does with damaged files."""
+    _disable(scene)
+    for file in state_folder(scene.worker).glob("*.json"):
+        file.unlink()
+
+
+def _join_a_clone(scene: Scene) -> None:
+    """A machine made from an image of the worker's, with its state, joins and starts a container."""
+    clone = scene.lab.add_host("28.5")
+    scene.notes["clone"] = clone.name
+    put(clone, scene.built, PYOVERLAY_LOG_LEVEL="info")
+    clone.docker("plugin", "disable", DRIVER)
+    for file in state_folder(scene.worker).glob("*.json"):
+        shutil.copy(file, state_folder(clone))
+    clone.docker("plugin", "enable", DRIVER)
+    scene.lab.join(clone)
+    until(lambda: node_is(scene, clone, "Ready"), "the clone is a node", 60)
+    scene.anchor(clone)
+    scene.checker.right_within(20)
+    same = {str(state(host)["host"]["id"]) for host in (clone, scene.worker)}
+    assert len(same) == 2, "two hosts have one identity"
+
+
+def _remove_the_clone(scene: Scene) -> None:
+    clone = scene.lab.host(scene.notes.pop("clone"))
+    scene.anchors.pop(clone.name).remove()
+    scene.checker.right_within(20)
+    clone.docker("swarm", "leave")
+    until(lambda: node_is(scene, clone, "Down"), "the clone has left", 60)
+    scene.lab.remove_host(clone)
+    scene.ground.manager.docker("node", "rm", "-f", clone.name)
 
 
 def _push_and_disable(scene: Scene) -> None:
@@ -449,6 +492,9 @@ FAULTS = (
     Fault("container started while the plugin is killed", _kill_and_start_a_container, _arbiter_is_back),
     Fault("worker killed", _kill_worker, _worker_is_back, bound=10),
     Fault("plugin disabled and enabled", _disable, _enable, lasts=3, bound=10, smoke=True),
+    Fault("plugin removed and installed", _remove_plugin, _install_again, bound=10),
+    Fault("state folder emptied", _empty_state, _enable, bound=10),
+    Fault("clone joined", _join_a_clone, _remove_the_clone, lasts=0, bound=15, churn=False),
     Fault("plugin upgraded", _push_and_disable, _upgrade, bound=10, slow=True),
     Fault(
         "container stopped while the plugin was away",

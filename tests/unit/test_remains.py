@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from driver.cluster.memory import MemoryControlPlane, MemoryStore
+from driver.cluster.peering import Peering
 from driver.kernel.kinds import Namespace, Port
 from driver.kernel.names import namespace_name
 from driver.kernel.objects import index
@@ -197,7 +199,14 @@ class Engine:
 
 
 def recovery(wish: Wish, engine: Engine, remains: Mapping[NetworkId, Any]) -> Recovery:
-    return Recovery(wish, engine, lambda: remains, lambda: "pyoverlay:latest", lambda pool: None)  # type: ignore[arg-type]
+    return Recovery(
+        wish,
+        engine,  # type: ignore[arg-type]
+        lambda: remains,
+        lambda: "pyoverlay:latest",
+        lambda pool: None,
+        over=lambda: None,
+    )
 
 
 def test_it_asks_until_the_engine_answers_and_spares_what_it_cannot_read(
@@ -250,6 +259,7 @@ def test_pools_of_this_host_come_back_with_the_leases_that_are_known() -> None:
         lambda: {alone.id: remains} if remains else {},
         lambda: "pyoverlay:latest",
         pools.append,
+        over=lambda: None,
     )._recover()
     taken = {ip_address("10.1.0.5"), ip_address("10.1.0.9")}
     kept = ip_network("10.1.0.0/25")
@@ -291,3 +301,40 @@ def test_an_address_of_a_lost_pool_waits_for_its_leases() -> None:
     for address in ("10.7.0.3", "10.7.0.4"):
         assert str(manager.request_address(f"{Space.LOCAL}/{prefix}").interface.ip) == address
     assert len(waited) == 1
+
+
+def test_nothing_is_said_to_the_others_while_containers_are_missing() -> None:
+    """They would take our silence about a container for its end."""
+    network, options, endpoints = CASES["alone, its VNI chosen by us"]
+    remains = read_remains(desired(lost(network, *endpoints), network.id, UNDERLAY), ())
+    wish = Wish(MemoryDisk(State(Host(NodeId("same"), VTEP))))
+    store = MemoryStore()
+    engine = Engine(listed(network, options), containers=containers(*endpoints))
+    seeker = recovery(wish, engine, {network.id: remains})
+    before = Peering(wish, MemoryControlPlane(NodeId("same"), store))
+    before.start()
+    wish.change(
+        lambda state: recovered(state, read_network(listed(network, options), {}), remains, 4789, 0.0)
+    )
+    assert before.wait_published(10)
+    before.stop(leave=False)
+    said = store.dump()
+    assert any(ONE in value for value in said.values())
+
+    wish = Wish(MemoryDisk(State(Host(NodeId("same"), VTEP))))
+    seeker = recovery(wish, engine, {network.id: remains})
+    peering = Peering(
+        wish, MemoryControlPlane(NodeId("same"), store), is_incomplete=seeker.is_missing_containers
+    )
+    peering.start()
+    try:
+        wish.change(lambda state: replace(state, host=replace(state.host, swarm_port=4790)))
+        peering.wait_published(0.3)
+        assert any(ONE in value for value in store.dump().values())
+        seeker._recover()
+        seeker.stop()
+        peering.publish()
+        assert peering.wait_published(10)
+        assert store.dump() == said
+    finally:
+        peering.stop(leave=False)

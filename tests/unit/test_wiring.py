@@ -44,7 +44,7 @@ class StandIn:
     """A part that only writes down what is asked of it; *fails* names one whose start fails."""
 
     fails = ""
-    wait = wait_tried = endpoints = None
+    wait = is_missing_containers = wait_tried = endpoints = None
 
     def __init__(self, name: str, calls: list[Call], *_: object, **__: object) -> None:
         self.name = name
