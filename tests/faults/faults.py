@@ -124,6 +124,7 @@ def _join_a_clone(scene: Scene) -> None:
 def _remove_the_clone(scene: Scene) -> None:
     clone = scene.lab.host(scene.notes.pop("clone"))
     scene.anchors.pop(clone.name).remove()
+    scene.ground.containers[:] = [c for c in scene.ground.containers if c.host is not clone]
     scene.checker.right_within(20)
     clone.docker("swarm", "leave")
     until(lambda: node_is(scene, clone, "Down"), "the clone has left", 60)
