@@ -180,8 +180,7 @@ def _forwarding(state: State, network: Network, segment: Segment) -> Iterator[Ke
 def _remote(state: State, network: Network, segment: Segment) -> Iterator[tuple[Address, Peer]]:
     """Yield the segment's remote endpoints; what is on this host is never remote.
 
-    An address that just moved here may still be known elsewhere, and what a former identity of this host
-    said, before its state was lost, may still be there. A VXLAN device speaks one
+    An address that just moved here may still be known elsewhere. A VXLAN device speaks one
     address family, so a VTEP of the other one cannot be reached through it.
     """
     if state.host.vtep is None:
@@ -192,9 +191,7 @@ def _remote(state: State, network: Network, segment: Segment) -> Iterator[tuple[
     version = state.host.vtep.version
     prefixes = [subnet.prefix for subnet in segment.subnets]
     for address, peer in state.peers.entries.get(network.id, {}).items():
-        if peer.vtep.version != version or peer.vtep == state.host.vtep:
-            continue
-        if peer.mac in macs or address in local:
+        if peer.vtep.version != version or peer.mac in macs or address in local:
             continue
         for prefix in prefixes:
             if address in prefix:

@@ -7,9 +7,8 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from driver.reconcile.desired import desired
 from driver.wish.disk import decode, encode
-from driver.wish.model import Endpoint, Host, Network, Peer, PeerNode, Peers, Phase, Segment, Subnet, Underlay
+from driver.wish.model import Endpoint, Host, Network, Phase, Segment, Subnet
 from driver.wish.state import State, as_member, with_allocation
 from driver.wish.values import EndpointId, Mac, NetworkId, NodeId, Vni
 from ipam.allocator import without_swarm
@@ -78,17 +77,3 @@ def test_leases_of_a_former_swarm_go_and_those_of_own_networks_stay() -> None:
     pools = {(space, prefix): Pool(prefix) for space in Space for prefix in (own, theirs)}
     after = without_swarm(IpamState(1, pools), [own])
     assert set(after.pools) == {(Space.LOCAL, own)}
-
-
-def test_what_this_host_said_under_a_former_identity_is_no_peers() -> None:
-    """Before its state was lost. Rows to itself would bring its own broadcasts back."""
-    state = host("swarm x")
-    mine = Peer(Mac("02:42:0a:01:00:06"), ip_address("192.0.2.1"), NodeId("former"))
-    theirs = Peer(Mac("02:42:0a:01:00:07"), ip_address("192.0.2.2"), NodeId("other"))
-    nodes = {peer.node: PeerNode(peer.vtep) for peer in (mine, theirs)}
-    entries = {USED: {ip_address("10.1.0.6"): mine, ip_address("10.1.0.7"): theirs}}
-    without = replace(state, peers=Peers(nodes, {USED: {ip_address("10.1.0.7"): theirs}}))
-    underlay = Underlay("eth0", 1500)
-    assert desired(replace(state, peers=Peers(nodes, entries)), USED, underlay) == desired(
-        without, USED, underlay
-    )
