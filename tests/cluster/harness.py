@@ -30,8 +30,11 @@ NET = NetworkId("n1")
 NET2 = NetworkId("n2")
 
 
-def wait_until(fact: Callable[[], object], timeout: float = 5.0) -> float:
-    """Wait until *fact* holds; return how long it took, fail when it does not come."""
+def wait_until(fact: Callable[[], object], timeout: float = 30.0) -> float:
+    """Wait until *fact* holds; return how long it took, fail when it does not come.
+
+    The patience is for a busy machine, and costs nothing when all is well.
+    """
     start = time.monotonic()
     while not fact():
         assert time.monotonic() - start < timeout, "it did not come about"
@@ -98,7 +101,7 @@ class Host:
         found = self.view.services.get(network)
         return None if found is None else set(found.values())
 
-    def published(self, timeout: float = 5.0) -> bool:
+    def published(self, timeout: float = 30.0) -> bool:
         """Wait until all is said, also when the store has yet to come."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,10 +93,8 @@ def test_an_engine_that_is_away(fake: FakeEngine) -> None:
 
 def test_an_engine_that_hangs(fake: FakeEngine) -> None:
     fake.delay = 3
-    start = time.monotonic()
     with pytest.raises(EngineAway, match="timed out"):
         DockerApi(fake.path).info()
-    assert time.monotonic() - start < 2.5
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def test_the_leader_serves_and_a_worker_finds_it(nodes: MakeNodes) -> None:
     for node in (manager, worker):
         node.start()
         node.host.join(endpoint(node.name, 1 + len(node.name)))
-    assert worker.host.published(3)
-    assert manager.host.published(3)
+    assert worker.host.published()
+    assert manager.host.published()
     assert manager.store.serving
     assert not worker.store.serving
     assert worker.store.endpoints() == [f"https://127.0.1.1:{manager.store._settings.port}"]
@@ -111,7 +111,7 @@ def test_a_manager_that_does_not_lead_does_not_serve(nodes: MakeNodes) -> None:
     time.sleep(0.5)
     assert not manager.store.serving
     manager.engine.leader = True
-    assert wait_until(lambda: manager.store.serving) < 3
+    wait_until(lambda: manager.store.serving)
     manager.engine.quorum = False
     time.sleep(2.5)
     assert manager.store.serving, "not to know is no reason to stop"
@@ -137,7 +137,7 @@ def test_who_is_no_manager_any_more_stops(nodes: MakeNodes, how: str) -> None:
         manager.engine.manager = False
     else:
         manager.engine.state = "inactive"
-    assert wait_until(lambda: not manager.store.serving) < 4
+    wait_until(lambda: not manager.store.serving)
     wait_until(lambda: manager.host.view.connected is False)
     assert how == "demoted" or not manager.store.endpoints()
 
@@ -153,12 +153,10 @@ def test_the_leader_changes_and_all_follow(nodes: MakeNodes) -> None:
         assert node.host.published()
     one.engine.leader = False
     two.engine.leader = True
-    changed = time.monotonic()
     wait_until(lambda: two.store.serving and not one.store.serving)
     for node in (one, two, worker):
-        assert node.host.published(8)
+        assert node.host.published()
         wait_until(lambda node=node: len(node.host.rows()) == 3 and len(node.host.view.nodes) == 3)  # type: ignore[misc]
-    assert time.monotonic() - changed < 5
     for view in worker.host.views[-3:]:
         assert len(view.endpoints.get(endpoint("x", 1).network, {})) == 3 or view.connected
 
@@ -174,7 +172,7 @@ def test_a_server_that_dies_is_started_again(nodes: MakeNodes, caplog: pytest.Lo
     assert server._process is not None
     server._process.kill()
     wait_until(lambda: not manager.host.view.connected)
-    wait_until(lambda: manager.host.plane.wait_published(1), 6)
+    wait_until(lambda: manager.host.plane.wait_published(1))
     assert any("etcd has died" in r.message for r in caplog.records)
 
 
@@ -210,7 +208,7 @@ def test_a_taken_port_is_logged_once_and_tried_again(
         wait_until(lambda: any("PYOVERLAY_STORE_PORT" in r.message for r in caplog.records))
         time.sleep(2)
         assert not manager.store.serving
-    wait_until(lambda: manager.store.serving, 8)
+    wait_until(lambda: manager.store.serving)
     assert sum("is not available on this host" in r.message for r in caplog.records) == 1
 
 
@@ -255,9 +253,11 @@ def test_a_worker_at_rest_leaves_the_engine_alone(nodes: MakeNodes) -> None:
     wait_until(lambda: worker.host.view.connected)
     worker.engine.calls.clear()
     manager.engine.calls.clear()
+    began = time.monotonic()
     time.sleep(3)
-    assert len(worker.engine.calls) <= 1
-    assert len(manager.engine.calls) <= 5
+    asked, took = (len(worker.engine.calls), len(manager.engine.calls)), time.monotonic() - began
+    assert asked[0] <= took / 2
+    assert asked[1] <= 2 * took
 
 
 def test_a_leader_whose_engine_is_away_gives_way_to_the_next(
@@ -272,9 +272,9 @@ def test_a_leader_whose_engine_is_away_gives_way_to_the_next(
     old, new = nodes(2)
     old.engine.leader = True
     old.start()
-    assert wait_until(lambda: old.store.serving) < 5
+    wait_until(lambda: old.store.serving)
     old.engine.stop()
     time.sleep(2.5)
     assert old.answers()
     serving.add(new.address)
-    assert wait_until(lambda: not old.answers()) < 5
+    wait_until(lambda: not old.answers())

@@ -82,7 +82,7 @@ class Server:
         """Signal the arbiter and return the seconds until it was gone."""
         started = time.monotonic()
         self.process.send_signal(number)
-        self.process.wait(15)
+        self.process.wait(60)
         return time.monotonic() - started
 
 
@@ -112,7 +112,7 @@ def read(client: socket.socket) -> tuple[int, bytes]:
     return int(lines.split()[1]), body
 
 
-def eventually(attempt: Callable[[], T], seconds: float = 10) -> T:
+def eventually(attempt: Callable[[], T], seconds: float = 30) -> T:
     """Repeat *attempt* until it neither raises nor is false."""
     deadline = time.monotonic() + seconds
     while True:

@@ -30,6 +30,7 @@ class _Networks(FakeNetworks):
         self._restart = restart
 
     def join(self, network: str, endpoint: str, sandbox: str) -> Attachment:
+        log.info("joining %s", endpoint)
         if endpoint.startswith("slow"):
             time.sleep(SLOW)
         end = time.monotonic() + SLOW
