@@ -95,6 +95,13 @@ class Sandboxes(Protocol):
         it since. ENOENT for a Set in a sandbox that does not exist; a Delete there succeeds.
         """
 
+    def cut(self, sandbox: str, dead: Collection[Address]) -> None:
+        """End connections by way of virtual addresses to *dead* backends, which nobody has any more.
+
+        Who has opened one in *sandbox* gets an error soon after, also if it only reads; whose packets are
+        forwarded there gets a reset with the next one that it sends.
+        """
+
     def await_news(self, timeout: float, wake: int) -> bool:
         """Wait until *wake* (a descriptor) is readable or *timeout* seconds have passed.
 

@@ -7,6 +7,9 @@ Three rules decide where a connection to a virtual address goes:
 * A backend that no host announces (any more) gets nothing, whatever the leader says: it knows of an end
   later than we do. As long as this host does not know what others announce, it takes the leader's word.
 * A backend on a host that is away from the store gets nothing while there is another one.
+
+A connection keeps its backend whatever the leader says, for that may be on its way out, until no host
+announces the backend any more: then its container or its whole host is gone.
 """
 
 from __future__ import annotations
@@ -26,8 +29,7 @@ def usable(state: State, network: NetworkId) -> Services | None:
     services = state.services.get(network)
     if services is None:
         return None
-    peers = state.peers.entries.get(network, {})
-    announced = {a for e in state.receivers() if e.network == network for a in e.addresses}.union(peers)
+    peers, there = state.peers.entries.get(network, {}), announced(state, network)
     away = {id_ for id_, node in state.peers.nodes.items() if node.stale_since is not None}
     synced = network in state.peers.synced
 
@@ -36,12 +38,18 @@ def usable(state: State, network: NetworkId) -> Services | None:
 
     found: dict[Address, tuple[Address, ...]] = {}
     for vip, service in services.items():
-        if vip.version == 4 and vip not in announced:
+        if vip.version == 4 and vip not in there:
             known = service.backends
-            if synced and not announced.issuperset(known):
-                known = tuple(filter(announced.__contains__, known))
+            if synced and not there.issuperset(known):
+                known = tuple(filter(there.__contains__, known))
             found[vip] = (tuple(filter(well, known)) if away else known) or known
     return found
+
+
+def announced(state: State, network: NetworkId) -> frozenset[Address]:
+    """Return the addresses that somebody has in *network*, here or on another host."""
+    here = (a for e in state.receivers() if e.network == network for a in e.addresses)
+    return frozenset(here).union(state.peers.entries.get(network, {}))
 
 
 def balancers(

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from driver.kernel import Sandboxes
 from driver.kernel.kinds import Balancer, Services
 from driver.kernel.objects import KernelState, Key
-from driver.reconcile.balancers import balancers, usable
+from driver.reconcile.balancers import announced, balancers, usable
 from driver.reconcile.drift import asked_for, findings, sentence
 from driver.reconcile.loop import Change, Progress, Reconciler
 from driver.reconcile.plan import diff
 from driver.wish.errors import KernelError
 from driver.wish.state import State
-from driver.wish.values import NetworkId
+from driver.wish.values import Address, NetworkId
 from driver.wish.wish import Wish
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,11 @@ class _Progress(Progress):
 
 @dataclass(slots=True)
 class _Answer:
-    """What was found usable, and from what: equal questions get the same object."""
+    """What was found usable and announced, and from what: equal questions get the same object."""
 
     question: tuple[object, ...] = ()
     services: Services | None = field(default_factory=dict)
+    announced: frozenset[Address] = frozenset()
 
 
 class SandboxReconciler(Reconciler[str, _Progress]):
@@ -104,7 +105,15 @@ class SandboxReconciler(Reconciler[str, _Progress]):
                 services = usable(state, network)
                 answer.question = question
                 answer.services = answer.services if services == answer.services else services
+                there, answer.announced = answer.announced, announced(state, network)
+                self._cut(state, network, there - answer.announced)
         return {network: answer.services for network, answer in self._answers.items()}
+
+    def _cut(self, state: State, network: NetworkId, dead: Set[Address]) -> None:
+        """End the connections of a network's containers to addresses that nobody has any more."""
+        for endpoint in state.endpoints.values() if dead else ():
+            if endpoint.network == network and endpoint.sandbox:
+                self._kernel.cut(endpoint.sandbox, dead)
 
     def _await_news(self, timeout: float, wake: int) -> bool:
         """Retry sandboxes whose namespaces may have appeared: in a new one a program is about to start."""

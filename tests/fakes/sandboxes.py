@@ -6,12 +6,14 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
 from driver.kernel.kinds import Balancer, Services
 from driver.kernel.objects import KernelState, Key
 from driver.kernel.ops import Delete, Op, Set, subject
 from driver.wish.errors import KernelError
+from driver.wish.values import Address
 
 
 class FakeSandboxes:
@@ -20,6 +22,8 @@ class FakeSandboxes:
     def __init__(self, *names: str) -> None:
         self.there: dict[str, dict[Key, Balancer]] = {name: {} for name in names}
         self.applied: list[Op] = []
+        self.cuts: dict[str, set[Address]] = defaultdict(set)
+        """What was to be cut off, by namespace."""
         self.closed = False
         self._failures: dict[str, int] = {}
         self._read: dict[str, dict[Key, Balancer]] = {}
@@ -55,6 +59,9 @@ class FakeSandboxes:
             self.there.get(obj.sandbox, {}).pop(obj.key, None)
         self._read[obj.sandbox] = dict(self.there.get(obj.sandbox, {}))
         return number
+
+    def cut(self, sandbox: str, dead: Collection[Address]) -> None:
+        self.cuts[sandbox] |= set(dead)
 
     def await_news(self, timeout: float, wake: int) -> bool:
         self._wake = wake

@@ -149,7 +149,7 @@ def test_a_kernel_without_the_modules_is_explained(monkeypatch: pytest.MonkeyPat
     failure = kernel.apply([Set(want)])[want.key]
     kernel.close()
     assert failure.errno == errno.EOPNOTSUPP, "not as if the namespace were to come"
-    assert "modprobe -a nft_chain_nat nft_nat nft_numgen" in str(failure)
+    assert "modprobe -a nft_chain_nat nft_ct nft_nat nft_numgen" in str(failure)
 
 
 def _drawn(random: Random) -> Services:

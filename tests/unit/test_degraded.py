@@ -12,6 +12,7 @@ import pytest
 
 from driver.kernel import degraded
 from driver.kernel.balancers import conntrack
+from driver.kernel.balancers.conntrack import Stale
 from driver.kernel.balancers.sandboxes import NetlinkSandboxes
 from driver.kernel.netlink import numbers as nl
 from driver.kernel.netlink.events import HostListener, SpaceListener
@@ -81,8 +82,8 @@ def test_connections_that_cannot_be_ended_are_told_of_once_but_not_those_of_cont
     monkeypatch.setattr(conntrack, "forget", refuse)
     monkeypatch.setattr(NetlinkSandboxes, "_enter", lambda *_: None)
     sandboxes, wake = NetlinkSandboxes(), os.eventfd(0, os.EFD_CLOEXEC)
-    sandboxes._left = {"/one": {}, "/two": {}}
-    while sandboxes._left:  # it goes on as soon as anything is mounted on this machine
+    sandboxes._stale = {"/one": Stale(), "/two": Stale()}
+    while sandboxes._stale:  # it goes on as soon as anything is mounted on this machine
         sandboxes.await_news(0.2, wake)
     os.close(wake)
     sandboxes.close()

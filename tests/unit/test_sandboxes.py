@@ -12,12 +12,13 @@ import pytest
 
 from driver.kernel.kinds import Balancer, Services
 from driver.reconcile.sandboxes import SandboxReconciler
+from driver.wish.peers import GRACE, settle
 from driver.wish.state import State, with_endpoint, with_join, with_leave, without_endpoint
 from driver.wish.values import EndpointId
 from driver.wish.wish import Wish
 from tests.fakes.disk import MemoryDisk
 from tests.fakes.sandboxes import FakeSandboxes
-from tests.unit.test_balancers import NET, VIP, at, endpoint, record, state
+from tests.unit.test_balancers import NET, VIP, A, B, at, endpoint, record, state
 from tests.unit.test_overlay import _soon
 
 BOX1, BOX2 = "/run/docker/netns/1", "/run/docker/netns/2"
@@ -134,6 +135,26 @@ def test_what_a_hand_does_while_a_service_changes_is_told(caplog: pytest.LogCapt
     assert world.kernel.services(BOX1) == {NAME: {VIP: (at(2), at(11))}}
     assert [r.message for r in caplog.records] == [f"repaired: table pyoverlay-other in {BOX1} was not ours"]
     world.sandboxes.stop()
+
+
+def test_who_nobody_has_any_more_is_cut_off_in_the_networks_containers(world: World) -> None:
+    """Not when the leader takes it from the service, nor while its host is only away."""
+    world.say(1)
+    away = replace(world.wish.state.peers.nodes[A], stale_since=1.0)
+    world.update(lambda s: replace(s, peers=replace(s.peers, nodes={**s.peers.nodes, A: away})))
+    assert world.kernel.cuts == {}
+    world.update(lambda s: replace(s, peers=settle(s.peers, (), 1.0 + GRACE)))
+    assert world.kernel.cuts == {BOX1: {at(11), at(12)}, BOX2: {at(11), at(12)}}
+    world.update(lambda s: with_leave(s, EndpointId("e2")))
+    assert world.kernel.cuts[BOX1] == {at(11), at(12), at(2)}
+
+
+def test_who_has_moved_to_another_host_is_not_cut_off(world: World) -> None:
+    world.say(1, 11)
+    rows = dict(world.wish.state.peers.entries[NET])
+    rows[at(11)] = replace(rows[at(11)], node=B)
+    world.update(lambda s: replace(s, peers=replace(s.peers, entries={NET: rows})))
+    assert world.kernel.cuts == {}
 
 
 def test_silence_leaves_tables_as_they_are() -> None:

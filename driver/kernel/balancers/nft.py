@@ -3,9 +3,12 @@
     table ip pyoverlay-u4m9hzge31ts {
         map services { type ipv4_addr : verdict; elements = { 10.62.0.2 : goto s10.62.0.2, … } }
         map unserved { type ipv4_addr : verdict; elements = { 10.62.0.9 : goto refuse, … } }
-        chain output { type nat hook output priority -99; ip daddr vmap @services; ip daddr vmap @unserved }
+        chain output {
+            type nat hook output priority -99
+            ip daddr vmap @services; ct direction original ip daddr vmap @unserved
+        }
         chain prerouting { type nat hook prerouting priority -99; ip daddr vmap @services }
-        chain forward { type filter hook forward priority 0; ip daddr vmap @unserved }
+        chain forward { type filter hook forward priority 0; ct direction original ip daddr vmap @unserved }
         chain s10.62.0.2 { dnat to numgen inc mod 3 map { 0 : 10.62.0.5, 1 : 10.62.0.6, 2 : 10.62.0.7 } }
         chain refuse { meta l4proto tcp reject with tcp reset; reject }
     }
@@ -57,7 +60,7 @@ class Base(NamedTuple):
         return nest(nf.NFTA_CHAIN_HOOK, place) + rest
 
 
-_TRANSLATED, _REFUSED = rules.dispatch(SERVICES), rules.dispatch(UNSERVED)
+_TRANSLATED, _REFUSED = rules.dispatch(SERVICES), rules.tracked(rules.dispatch(UNSERVED))
 _AFTER_THEIRS: Final = nf.NF_IP_PRI_NAT_DST + 1
 """The container's own rules come first, as they do where a virtual address is on the wire."""
 BASES: Final[Mapping[str, Base]] = {

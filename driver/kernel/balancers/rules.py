@@ -24,6 +24,15 @@ def dispatch(services: str) -> Rule:
     return _DESTINATION_ADDRESS, _lookup(services, number(nf.NFT_REG_VERDICT))
 
 
+def tracked(rule: Rule) -> Rule:
+    """Return "ct direction original", and the rest of *rule*.
+
+    All that *rule* is about goes there; but the kernel tracks connections, and translates those that there
+    are, only for as long as some rule of the namespace needs it.
+    """
+    return _DIRECTION, _equals(bytes([nf.IP_CT_DIR_ORIGINAL])), *rule
+
+
 def translation(size: int, mapping: str) -> Rule:
     """Return "dnat to numgen inc mod *size* map @*mapping*"."""
     return _counter(size), _lookup(mapping, _REGISTER), _DNAT
@@ -77,6 +86,15 @@ def _lookup(mapping: str, to: bytes) -> Expression:
     return "lookup", values
 
 
+def _equals(value: bytes) -> Expression:
+    values = {
+        nf.NFTA_CMP_SREG: _REGISTER,
+        nf.NFTA_CMP_OP: number(nf.NFT_CMP_EQ),
+        nf.NFTA_CMP_DATA: attribute(nf.NFTA_DATA_VALUE, value),
+    }
+    return "cmp", values
+
+
 def _reject(how: int, more: Mapping[int, bytes]) -> Expression:
     return "reject", {nf.NFTA_REJECT_TYPE: number(how), **more}
 
@@ -102,19 +120,15 @@ _PROTOCOL: Final[Expression] = (
     "meta",
     {nf.NFTA_META_KEY: number(nf.NFT_META_L4PROTO), nf.NFTA_META_DREG: _REGISTER},
 )
-_IS_TCP: Final[Expression] = (
-    "cmp",
-    {
-        nf.NFTA_CMP_SREG: _REGISTER,
-        nf.NFTA_CMP_OP: number(nf.NFT_CMP_EQ),
-        nf.NFTA_CMP_DATA: attribute(nf.NFTA_DATA_VALUE, bytes([socket.IPPROTO_TCP])),
-    },
+_DIRECTION: Final[Expression] = (
+    "ct",
+    {nf.NFTA_CT_KEY: number(nf.NFT_CT_DIRECTION), nf.NFTA_CT_DREG: _REGISTER},
 )
 
 
 #: meta l4proto tcp reject with tcp reset; reject. Of a TCP socket that is just connecting, the kernel
 #: loses an ICMP error: it would time out.
 REFUSALS: Final[Sequence[Rule]] = (
-    (_PROTOCOL, _IS_TCP, _reject(nf.NFT_REJECT_TCP_RST, {})),
+    (_PROTOCOL, _equals(bytes([socket.IPPROTO_TCP])), _reject(nf.NFT_REJECT_TCP_RST, {})),
     (_reject(nf.NFT_REJECT_ICMP_UNREACH, {nf.NFTA_REJECT_ICMP_CODE: bytes([nf.ICMP_PORT_UNREACH])}),),
 )

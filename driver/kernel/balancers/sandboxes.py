@@ -15,13 +15,15 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from driver.kernel import netns
-from driver.kernel.balancers import conntrack, listing, nft
+from driver.kernel.balancers import conntrack, listing, nft, sockets
 from driver.kernel.balancers import numbers as nf
+from driver.kernel.balancers.conntrack import Stale
 from driver.kernel.degraded import degraded
 from driver.kernel.kinds import Balancer, Services
 from driver.kernel.netlink.socket import Channel, Refused, Request
@@ -29,6 +31,7 @@ from driver.kernel.objects import KernelState, Key
 from driver.kernel.ops import Delete, Op, Set, subject
 from driver.kernel.refusal import GONE, absent, failed
 from driver.wish.errors import KernelError
+from driver.wish.values import Address
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class NetlinkSandboxes:
         self._held: dict[str, _Held] = {}
         self._open: dict[str, Channel] = {}
         """Kept only until the next wait."""
-        self._left: dict[str, conntrack.Gone] = {}
+        self._stale: dict[str, Stale] = {}
         """What connections may still lead to, by sandbox. Cleaned up when there is nothing else to do."""
         self._difference: tuple[Services, Services, nft.Difference] | None = None
         self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
@@ -95,6 +98,10 @@ class NetlinkSandboxes:
                     failures[subject(op).key] = failed(op, failure)
         return failures
 
+    def cut(self, sandbox: str, dead: Collection[Address]) -> None:
+        """End connections to *dead* backends, when there is nothing else to do. See the Protocol."""
+        self._look_through(sandbox, Stale(dead=frozenset(dead)))
+
     def await_news(self, timeout: float, wake: int) -> bool:
         """Wait for *wake*, or for namespaces to come or go. See the Protocol."""
         deadline = time.monotonic() + timeout
@@ -103,8 +110,8 @@ class NetlinkSandboxes:
         poll.register(self._mounts, select.POLLPRI)
         self._close_all()
         ready = poll.poll(0)
-        while self._left and not ready and time.monotonic() < deadline:
-            self._forget_connections(*self._left.popitem())
+        while self._stale and not ready and time.monotonic() < deadline:
+            self._end_connections(*self._stale.popitem())
             self._close_all()
             ready = poll.poll(_SWEEP_PAUSE * 1000)
         ready = ready or poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
@@ -154,17 +161,17 @@ class NetlinkSandboxes:
     def _requests(self, have: Balancer | None, want: Balancer | None) -> list[Request]:
         if have and want and have.sound:
             difference = self._between(have.services, want.services)
-            self._look_through(want.sandbox, difference.left)
+            self._look_through(want.sandbox, Stale(difference.left))
             return nft.change(want.namespace, difference, want.turn)
         removed = nft.remove(have.namespace) if have else []
         if want is None:
             return removed
-        self._look_through(want.sandbox, {vip: [vip] for vip in want.services})
+        self._look_through(want.sandbox, Stale({vip: [vip] for vip in want.services}))
         return [*removed, *nft.create(want.namespace, want.services, want.turn)]
 
-    def _look_through(self, sandbox: str, left: conntrack.Gone) -> None:
-        if left:
-            self._left[sandbox] = {**self._left.get(sandbox, {}), **left}
+    def _look_through(self, sandbox: str, stale: Stale) -> None:
+        if stale != Stale():
+            self._stale[sandbox] = self._stale.get(sandbox, Stale()) | stale
 
     def _between(self, have: Services, want: Services) -> nft.Difference:
         """Compare only once what fifty containers have in common."""
@@ -173,15 +180,26 @@ class NetlinkSandboxes:
             self._difference = known = (have, want, nft.Difference.between(have, want))
         return known[2]
 
-    def _forget_connections(self, sandbox: str, left: conntrack.Gone) -> None:
+    def _end_connections(self, sandbox: str, stale: Stale) -> None:
         try:
-            count = conntrack.forget(self._enter(sandbox), left)
+            ended = conntrack.forget(self._enter(sandbox), stale)
         except OSError as failure:
             if failure.errno not in GONE:
                 degraded("datagrams to a service may still go to a task that has ended", failure)
             log.debug("%s: connections are left as they are: %s", sandbox, failure)
         else:
-            log.debug("%s: %d connections forgotten", sandbox, count)
+            self._destroy_sockets(sandbox, ended)
+
+    def _destroy_sockets(self, sandbox: str, ended: Sequence[sockets.Ends]) -> None:
+        if not ended:
+            return
+        try:
+            with closing(self._channel(sandbox, nf.NETLINK_SOCK_DIAG)) as channel:
+                sockets.destroy(channel, ended)
+        except OSError as failure:
+            if failure.errno not in GONE:
+                degraded("clients that only read may not notice that a task's host is gone", failure)
+        log.info("%d connections to tasks that are gone were reset in %s", len(ended), sandbox)
 
     def _enter(self, sandbox: str) -> Channel:
         """Keep sockets open for one round, but not too many: each keeps its container's namespace alive."""
@@ -189,13 +207,15 @@ class NetlinkSandboxes:
             return self._open[sandbox]
         if len(self._open) >= _MAX_OPEN:
             self._close_all()
+        self._open[sandbox] = channel = self._channel(sandbox, nf.NETLINK_NETFILTER)
+        return channel
+
+    def _channel(self, sandbox: str, protocol: int) -> Channel:
         descriptor = os.open(self._path_of(sandbox), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            channel = netns.visit(descriptor, lambda: Channel.here(nf.NETLINK_NETFILTER))
+            return netns.visit(descriptor, lambda: Channel.here(protocol))
         finally:
             os.close(descriptor)
-        self._open[sandbox] = channel
-        return channel
 
     def _close_all(self) -> None:
         for sandbox in list(self._open):

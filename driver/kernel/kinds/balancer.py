@@ -22,7 +22,7 @@ class Balancer(KernelObject):
     """
 
     kind: ClassVar = Kind(80, "table")
-    module: ClassVar = "nft_chain_nat nft_nat nft_numgen nft_reject_ipv4"
+    module: ClassVar = "nft_chain_nat nft_ct nft_nat nft_numgen nft_reject_ipv4"
 
     sandbox: str
     """The container's namespace, by the path that the engine gave."""
