@@ -19,10 +19,12 @@ from driver.wish.values import Address, NetworkId, Vni, is_of_a_host, is_of_one_
 NETWORK_PACE = 0.2, 1.0, 10.0
 """Seconds between two answers to CreateNetwork in a Swarm, at least and at most; the longest wait of one.
 
-The engine joins the network's gossip upon each. Up to version 28, an engine that asks another for two
+The engine joins the network's gossip upon each. Before version 29.6, an engine that asks another for two
 networks at once, or is asked by it at the same time, misses an answer and hangs for 30 s: longer than a
 container's start may take (moby#52862).
 """
+_MENDED_ENGINE = 29, 6
+"""The first version that does not."""
 
 
 class Mode(Protocol):
@@ -97,6 +99,11 @@ class InSwarm:
         """*lasts* tells whether the host is still in a Swarm."""
         self.lasts = lasts
         self._pace = Pace(*NETWORK_PACE)
+        self._engine = 0, 0
+
+    def note_engine(self, version: tuple[int, int]) -> None:
+        """Learn the engine's version; until then it is taken for an old one."""
+        self._engine = version
 
     def check_maker(self, state: State, network: NetworkId) -> None:
         """Raise Unsupported for what an engine made alone, as it has not asked yet who makes networks now.
@@ -139,5 +146,6 @@ class InSwarm:
         return state.holder(network, address) if is_of_one_host(network) else None
 
     def await_turn(self) -> None:
-        """Let the engine join one network's gossip at a time."""
-        self._pace.await_turn()
+        """Let an engine that needs it join one network's gossip at a time (ADR 13)."""
+        if self._engine < _MENDED_ENGINE:
+            self._pace.await_turn()

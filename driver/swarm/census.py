@@ -55,11 +55,12 @@ class Census:
 
     def _look(self) -> None:
         state = self._wish.state
-        for network in [network for network in state.networks if network in state.doubtful]:
-            if not self._docker.knows_network(network):
-                log.info("network %s: forgotten, since the engine does not know it", network)
-                self._wish.change(partial(without_ghost, network=network), lasting=False)
-        for network in state.allocations:
-            if not self._docker.knows_network(network):
-                log.info("network %s: its VNIs are free, since the engine does not know it", network)
-                self._wish.change(partial(without_allocation, network=network), lasting=False)
+        doubtful = [network for network in state.networks if network in state.doubtful]
+        asked = {*doubtful, *state.allocations}
+        gone = asked - self._docker.known_networks(asked) if asked else set()
+        for network in gone.intersection(doubtful):
+            log.info("network %s: forgotten, since the engine does not know it", network)
+            self._wish.change(partial(without_ghost, network=network), lasting=False)
+        for network in gone.intersection(state.allocations):
+            log.info("network %s: its VNIs are free, since the engine does not know it", network)
+            self._wish.change(partial(without_allocation, network=network), lasting=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -51,6 +52,8 @@ class SwarmFacts:
     """Hosts of all managers, addresses as a rule, without ports."""
     port: int | None = None
     """The Swarm's UDP port for VXLAN, which only managers are told."""
+    version: tuple[int, int] = (0, 0)
+    """The engine's, its first two numbers; zeros when it does not say."""
 
     @property
     def member(self) -> bool | None:
@@ -78,6 +81,7 @@ class DockerApi:
             manager=swarm.get("ControlAvailable") is True,
             managers=tuple(sorted({host_of(m) for m in managers if isinstance(m, str) and m})),
             port=_data_path_port(swarm.get("Cluster")),
+            version=_version(answer.get("ServerVersion")),
         )
 
     def leadership(self, facts: SwarmFacts) -> Leadership:
@@ -96,16 +100,17 @@ class DockerApi:
         leads = isinstance(manager, dict) and manager.get("Leader") is True
         return Leadership.YES if leads else Leadership.NO
 
-    def knows_network(self, network: str) -> bool:
-        """Ask for a network by its id; raise EngineAway when there is no answer.
+    def known_networks(self, networks: Collection[str]) -> frozenset[str]:
+        """Return those of *networks*, which are ids, that the engine knows; raise EngineAway.
 
         A worker knows the Swarm's networks that it uses, a manager all. For one that is not
         known, the engine will call CreateNetwork before anything else.
+
+        Asks for the list: Engine 29 (API 1.52) answers 404 about one network when the Swarm's leader has not
+        yet allocated another (moby daemon/server/router/network/network_routes.go: getNetwork).
         """
-        status, answer = self._get(f"/networks/{network}")
-        if status not in (200, 404):
-            raise EngineAway(f"{self._path}: /networks/{network} answered {status}")
-        return status == 200 and answer.get("Id") == network
+        listed = self.list("networks", id=networks)
+        return frozenset(networks).intersection(str(one.get("Id")) for one in listed)
 
     def network(self, network: str) -> Mapping[str, Any]:
         """Return what the engine says about a network, this host's containers included.
@@ -191,6 +196,7 @@ class Events:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._connection.close()
+        self._response.close()  # has the socket to itself when the engine will close the connection
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -205,6 +211,12 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def _version(said: object) -> tuple[int, int]:
+    """Read "28.5.2", "20.10.24+dfsg1" or "29.6.0-rc.1"; what is none, as a build of one's own, is zeros."""
+    found = re.match(r"(\d{1,4})\.(\d{1,4})\b", said, re.ASCII) if isinstance(said, str) else None
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _data_path_port(cluster: object) -> int | None:

@@ -1,6 +1,6 @@
 """What the plugin on the Swarm's leader knows about services: asks its engine, and publishes the answer.
 
-The same answers tell it the Swarm's VXLAN port, which new networks get.
+The same answers tell it the Swarm's VXLAN port, which new networks get, and the engine's version.
 
 The engine has events for services, but none for tasks: so it is asked, often while something is about to
 change, and never for more than a small part of the time. When it cannot be asked, or answers badly, what
@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from typing import Final
@@ -48,9 +49,13 @@ class ServiceWatch:
     One thread looks; while we lead, another listens to the engine's events, and has the first look at once.
     """
 
-    def __init__(self, wish: Wish, docker: DockerApi) -> None:
+    def __init__(
+        self, wish: Wish, docker: DockerApi, *, note_version: Callable[[tuple[int, int]], None]
+    ) -> None:
+        """*note_version* is told the engine's version, again and again."""
         self._wish = wish
         self._docker = docker
+        self._note_version = note_version
         self._facts = SwarmFacts()
         self._facts_until = 0.0
         self._stirred_at = -math.inf
@@ -114,6 +119,7 @@ class ServiceWatch:
             self._facts = self._docker.info()
             self._facts_until = time.monotonic() + _FACTS
             self._note_port(self._facts.port)
+            self._note_version(self._facts.version)
         leadership = self._docker.leadership(self._facts)
         if leadership is Leadership.YES:
             self._leads = True

@@ -21,6 +21,8 @@ def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
     wish, docker = load_wish(settings), docker_api(settings)
     node, certificates = wish.state.host.id, settings.swarm_dir / "certificates"
     member = node_id(certificates)
+    # A Swarm that was left and made anew within a moment is another one.
+    mode = InSwarm(lambda: settings.in_swarm and node_id(certificates) in ("", member))
     set_vtep(wish, settings.vtep)
     control, store = users_store(settings, node), list[Part]()
     if control is None:
@@ -33,9 +35,8 @@ def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
         restart,
         wish=wish,
         docker=docker,
-        # A Swarm that was left and made anew within a moment is another one.
-        mode=InSwarm(lambda: settings.in_swarm and node_id(certificates) in ("", member)),
+        mode=mode,
         control=control,
         store=store,
-        services=[ServiceWatch(wish, docker)],
+        services=[ServiceWatch(wish, docker, note_version=mode.note_engine)],
     )

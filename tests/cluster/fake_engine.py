@@ -27,6 +27,9 @@ class FakeEngine:
         self.managers: list[str] = [f"{address}:2377"]
         self.port: object = 4789
         """What a manager says of --data-path-port."""
+        self.version: object = "28.5.2"
+        self.unallocated = False
+        """Whether a network waits for the allocator: Engine 29 then denies others that it is asked for."""
         self.networks: set[str] = set()
         self.lists: dict[str, list[Any]] = {"networks": [], "services": [], "tasks": []}
         """What the paths without an id answer, on a manager."""
@@ -53,10 +56,10 @@ class FakeEngine:
     def answer(self, path: str) -> tuple[int, Any]:
         self.calls.append(path)
         if path == "/info":
-            return 200, {"Swarm": self._swarm()}
+            return 200, {"ServerVersion": self.version, "Swarm": self._swarm()}
         kind, _, name = path.partition("?")[0][1:].partition("/")
         if kind == "networks":
-            return self._networks(name)
+            return self._networks(name, _filters(path).get("id"))
         if self.state != "active" or not self.manager:
             return 503, {"message": "This node is not a swarm manager."}
         if not self.quorum:
@@ -65,10 +68,12 @@ class FakeEngine:
             return 200, [one for one in self.lists[kind] if _passes(one, path)]
         return self._node(path)
 
-    def _networks(self, name: str) -> tuple[int, Any]:
+    def _networks(self, name: str, ids: list[str] | None) -> tuple[int, Any]:
         if not name:
-            return 200, self.lists["networks"]
-        known = name in self.networks
+            # As the engine does it, a part of an id is enough.
+            wanted = [{"Id": known} for known in self.networks if any(one in known for one in ids or [])]
+            return 200, self.lists["networks"] if ids is None else wanted
+        known = name in self.networks and not self.unallocated
         return (200, {"Id": name}) if known else (404, {"message": f"network {name} not found"})
 
     def _node(self, path: str) -> tuple[int, Any]:
@@ -95,8 +100,12 @@ class FakeEngine:
 
 def _passes(listed: Any, path: str) -> bool:
     """Tell whether the filter "desired-state" lets an object through, as the engine's API describes it."""
-    filters = json.loads(parse_qs(urlsplit(path).query).get("filters", ["{}"])[0])
-    return listed.get("DesiredState") in filters.get("desired-state", [listed.get("DesiredState")])
+    return listed.get("DesiredState") in _filters(path).get("desired-state", [listed.get("DesiredState")])
+
+
+def _filters(path: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = json.loads(parse_qs(urlsplit(path).query).get("filters", ["{}"])[0])
+    return found
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

@@ -54,7 +54,33 @@ def test_a_doubtful_network_that_the_engine_does_not_know_is_forgotten(
     wait_until(lambda: set(wish.state.networks) == {KNOWN, ALIVE})
     time.sleep(0.2)
     assert set(wish.state.networks) == {KNOWN, ALIVE}
-    assert f"/networks/{ALIVE}" not in fake.calls, "nobody doubts it"
+    assert not [call for call in fake.calls if ALIVE in call], "nobody doubts it"
+
+
+def test_a_network_is_known_though_the_swarm_has_not_yet_allocated_another(
+    wish: Wish, census: Census, fake: FakeEngine
+) -> None:
+    fake.version, fake.unallocated = "29.1.5", True
+    wish.change(partial(with_allocation, network=KNOWN, vnis=(Vni(70),)))
+    census.start()
+    wait_until(lambda: GHOST not in wish.state.networks)
+    asked = len(fake.calls)
+    wait_until(lambda: len(fake.calls) > asked + 1)
+    assert set(wish.state.networks) == {KNOWN, ALIVE}
+    assert wish.state.allocations == {KNOWN: (70,)}
+
+
+def test_all_doubtful_networks_are_one_question(wish: Wish, census: Census, fake: FakeEngine) -> None:
+    fake.networks = {KNOWN, GHOST}
+    census.start()
+    wait_until(lambda: len(fake.calls) > 1)
+    assert all(KNOWN in call and GHOST in call for call in fake.calls)
+
+
+def test_a_part_of_an_id_is_not_the_network(wish: Wish, census: Census, fake: FakeEngine) -> None:
+    fake.networks = {KNOWN, f"{GHOST}2"}
+    census.start()
+    wait_until(lambda: set(wish.state.networks) == {KNOWN, ALIVE})
 
 
 def test_an_engine_that_is_away_says_nothing(wish: Wish, census: Census, fake: FakeEngine) -> None:
@@ -85,6 +111,6 @@ def test_vnis_of_a_network_that_the_engine_does_not_know_are_free(
         wish.change(partial(with_allocation, network=name, vnis=(Vni(70 + number),)))
     census.start()
     wait_until(lambda: wish.state.allocations == {KNOWN: (70,)})
-    looks = fake.calls.count(f"/networks/{KNOWN}")
-    wait_until(lambda: fake.calls.count(f"/networks/{KNOWN}") > looks + 2)
+    looks = len(fake.calls)
+    wait_until(lambda: len(fake.calls) > looks + 2)
     assert wish.state.allocations == {KNOWN: (70,)}

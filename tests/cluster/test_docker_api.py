@@ -35,8 +35,28 @@ def test_what_a_manager_says(fake: FakeEngine) -> None:
         manager=True,
         managers=("192.0.2.1", "192.0.2.3", "2001:db8::1", "2001:db8::2", "m4"),
         port=4789,
+        version=(28, 5),
     )
     assert facts.member is True
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("20.10.24+dfsg1", (20, 10)),
+        ("29.6.0-rc.1", (29, 6)),
+        ("29.10.0", (29, 10)),
+        ("dev", (0, 0)),
+        ("", (0, 0)),
+        ("29", (0, 0)),
+        ("99999.1", (0, 0)),
+        (None, (0, 0)),
+        (29.6, (0, 0)),
+    ],
+)
+def test_the_version_of_the_engine(fake: FakeEngine, said: object, version: tuple[int, int]) -> None:
+    fake.version = said
+    assert DockerApi(fake.path).info().version == version
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,18 @@ def wish() -> Wish:
 
 
 @pytest.fixture
-def watcher(fake: FakeEngine, wish: Wish, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceWatch]:
+def versions() -> list[tuple[int, int]]:
+    """What it has noted of the engine."""
+    return []
+
+
+@pytest.fixture
+def watcher(
+    fake: FakeEngine, wish: Wish, versions: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ServiceWatch]:
     monkeypatch.setattr(watch, "_RETRY", 0.05)
     monkeypatch.setattr(watch, "_FACTS", 0.2)
-    made = ServiceWatch(wish, DockerApi(fake.path))
+    made = ServiceWatch(wish, DockerApi(fake.path), note_version=versions.append)
     yield made
     made.stop()
 
@@ -72,6 +80,25 @@ def test_the_swarms_port_is_known_and_kept_while_the_engine_does_not_say(
     assert wish.state.host.swarm_port == 7789
     fake.manager, fake.port = True, 4789
     wait_until(lambda: wish.state.host.swarm_port == 4789)
+
+
+@pytest.mark.parametrize("manager", [True, False])
+def test_the_engines_version_is_noted_and_followed(
+    watcher: ServiceWatch, fake: FakeEngine, versions: list[tuple[int, int]], manager: bool
+) -> None:
+    """A worker's too: it has the same gossip."""
+    fake.manager = manager
+    watcher.start()
+    wait_until(lambda: (28, 5) in versions)
+
+
+def test_an_engine_that_was_upgraded_is_noted(
+    watcher: ServiceWatch, fake: FakeEngine, versions: list[tuple[int, int]]
+) -> None:
+    watcher.start()
+    wait_until(lambda: (28, 5) in versions)
+    fake.version = "29.6.1"
+    wait_until(lambda: versions[-1] == (29, 6))
 
 
 def test_a_job_has_a_name_while_it_runs(wish: Wish, watcher: ServiceWatch, fake: FakeEngine) -> None:

@@ -53,7 +53,7 @@ def test_two_hundred_networks_created_used_and_removed(stage: Scene) -> None:
 
 
 def test_containers_on_many_networks_come_back_with_their_engine(stage: Scene) -> None:
-    """Engines up to 28 that join several networks' gossip at once leave containers (ADR 13).
+    """Engines before 29.6 that join several networks' gossip at once leave containers (ADR 13).
 
     One may be left: the engine's ingress network comes when it likes. Unpaced, nine of twelve were.
     """

@@ -95,3 +95,25 @@ def test_in_a_swarm_networks_have_turns(monkeypatch: pytest.MonkeyPatch) -> None
     first, second = pauses
     assert first == 0
     assert second > 0.1
+
+
+@pytest.mark.parametrize(
+    ("version", "paced"),
+    [
+        ((0, 0), True),
+        ((20, 10), True),
+        ((29, 5), True),
+        ((29, 6), False),
+        ((29, 10), False),
+        ((30, 0), False),
+    ],
+)
+def test_an_engine_whose_gossip_does_not_hang_has_no_turns(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], paced: bool
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("driver.pace.time.sleep", pauses.append)
+    mode = InSwarm()
+    mode.note_engine(version)
+    mode.await_turn()
+    assert bool(pauses) is paced
