@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from random import Random
@@ -128,13 +129,25 @@ def test_many_services_and_many_backends(world: World) -> None:
         ip_address("10.8.0.0") + n: tuple(ip_address("10.9.0.0") + b for b in range(n % 7))
         for n in range(3000)
     }
-    many[ip_address("10.7.0.1")] = tuple(ip_address("10.9.0.0") + b for b in range(1200))
+    many[ip_address("10.7.0.1")] = tuple(ip_address("10.9.0.0") + b for b in range(3000))
     want = Balancer(sandbox, ONE, many)
     world.kernel.read_sandbox(sandbox)
     assert world.kernel.apply([Set(want)]) == {}
     assert world.kernel.read_sandbox(sandbox) == index([want])
     assert world.kernel.apply(diff({}, world.kernel.read_sandbox(sandbox))) == {}
     assert world.kernel.read_sandbox(sandbox) == {}
+
+
+def test_thousands_of_backends_that_come_and_go_take_no_memory() -> None:
+    """Every container begins with another one, and so has requests of its own."""
+    vip, backends = ip_address("10.7.0.1"), tuple(ip_address("10.9.0.0") + b for b in range(3000))
+    tracemalloc.start()
+    for turn in range(100):
+        difference = nft.Difference.between({vip: backends}, {vip: backends[: 3000 - turn]})
+        nft.change(ONE, difference, turn)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 5_000_000
 
 
 @pytest.mark.kernel

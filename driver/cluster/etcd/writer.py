@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
 from driver.cluster.etcd.client import EtcdClient, EtcdError, LeaseLost, Refused
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _BATCH: Final = 120
 """etcd allows 128 operations in a transaction, conditions of nested ones included."""
+_BYTES: Final = 1 << 19
+"""Of values in a transaction. etcd takes 1.5 MiB in a request (--max-request-bytes); a service of 3,000 tasks
+has 50 KB."""
 _BEATS: Final = 5
 """Heartbeats per lease: at 15 s one every 3 s, so that with the time-out of a request (2 s) a
 member that hangs, though its kernel still answers for it, is given up within 5 s."""
@@ -133,7 +137,7 @@ class EtcdWriter:
         return max(0.0, (self._pause_until if now < self._pause_until else self._beat_at) - now)
 
     def _claims(self) -> list[Claim]:
-        return self._exchange.ledger.pending(_BATCH)
+        return _fitting(self._exchange.ledger.pending(_BATCH))
 
     def _node_claim(self) -> Claim | None:
         """Return what to do about the node record; without a lease it waits for one."""
@@ -156,7 +160,8 @@ class EtcdWriter:
             node = None if claims else self._node_claim()
         if time.monotonic() >= self._beat_at:
             self._beat(link, client, lease)
-        elif claims:
+            return
+        if claims:
             done, revision = client.change(claims)
             self._answered(link, claims, done, revision)
         elif node is not None:
@@ -214,3 +219,9 @@ class EtcdWriter:
                 log.info("removed %d records of node %s, which has been away for long", removed, node)
         for _ in range(self._sweep.steps(len(view.nodes))):
             self._sweep.step(client, now)
+
+
+def _fitting(claims: list[Claim]) -> list[Claim]:
+    """Return the first of *claims*, as many as etcd takes in one request; at least one."""
+    sizes = accumulate(len(claim.value) for claim in claims)
+    return claims[: max(1, sum(size <= _BYTES for size in sizes))]

@@ -71,6 +71,8 @@ BASES: Final[Mapping[str, Base]] = {
 GOTO: Final = numbered(nf.NFTA_VERDICT_CODE, nf.NFT_GOTO)
 
 _EDGE = HEAD.pack(socket.AF_UNSPEC, 0, nf.NFNL_SUBSYS_NFTABLES)
+_FEW: Final = 20
+"""Backends. What is remembered of 8,192 services with so many takes 10 MB; with 3,000, it would take 1 GB."""
 _PER_MESSAGE: Final = 1000
 """Elements: an attribute holds 64 KiB, and one of them takes up to 60 bytes."""
 
@@ -178,9 +180,17 @@ def _turned(backends: tuple[Address, ...], turn: int) -> tuple[Address, ...]:
     return backends[start:] + backends[:start]
 
 
-@lru_cache(maxsize=8192)
 def _service(table: str, vip: Address, backends: tuple[Address, ...]) -> list[Request]:
-    """Return the requests that fill a service's chain. Many containers have the same."""
+    """Return the requests that fill a service's chain. Many containers have the same, if they are few."""
+    return (_shared if len(backends) <= _FEW else _filled)(table, vip, backends)
+
+
+@lru_cache(maxsize=8192)
+def _shared(table: str, vip: Address, backends: tuple[Address, ...]) -> list[Request]:
+    return _filled(table, vip, backends)
+
+
+def _filled(table: str, vip: Address, backends: tuple[Address, ...]) -> list[Request]:
     name = _map_of(vip, backends)
     # The map's number only has to be unique within one transaction.
     number = attribute(nf.NFTA_SET_ID, vip.packed)
