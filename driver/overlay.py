@@ -32,6 +32,7 @@ from driver.wish.options import (
 )
 from driver.wish.state import (
     State,
+    claim_number,
     vnis_in_use,
     with_allocation,
     with_endpoint,
@@ -202,7 +203,9 @@ class Overlay:
             _check_addresses(known, interfaces)
             self._check_free(state, network_id, endpoint_id, interfaces)
             former = state.endpoints.get(endpoint_id)
-            claimed = former.claimed if former else now  # a repeated call is no new claim
+            claimed = (
+                former.claimed if former else claim_number(state, now)
+            )  # a repeated call is no new claim
             return with_endpoint(
                 state, Endpoint(endpoint_id, network_id, tuple(interfaces), chosen, claimed=claimed)
             )

@@ -79,8 +79,8 @@ class Endpoint:
     sandbox: str = ""
     """The container's namespace, by the path that the engine said at Join; it may come only after that."""
     claimed: int = 0
-    """When it was made, in milliseconds since 1970 by this host's clock; 0 if a version made it that did not
-    say so. Of two hosts with one address, the later claim counts where no store can tell which that is."""
+    """The number of its claim, see `state.claim_number`; 0 if a version made it that did not say so. Of two
+    hosts with one address, the higher number counts where no store can tell which claim came later."""
 
     @property
     def addresses(self) -> frozenset[Address]:
@@ -114,6 +114,8 @@ class Peers:
     entries: Mapping[NetworkId, Mapping[Address, Peer]] = field(default_factory=lambda: MappingProxyType({}))
     synced: frozenset[NetworkId] = frozenset()
     """Networks whose whole table was seen since this process started."""
+    latest: int = 0
+    """The highest number of a claim that was seen since then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,13 @@ def merge(
         if network in view.endpoints or network in peers.entries
     }
     kept = {n: _same_or_new(peers.entries.get(n), e) for n, e in entries.items()}
-    return Peers(nodes, kept, (peers.synced | view.endpoints.keys()) & wanted)
+    numbers = (record.claimed for listed in view.endpoints.values() for record in listed.values())
+    return Peers(
+        nodes,
+        kept,
+        (peers.synced | view.endpoints.keys()) & wanted,
+        max(peers.latest, max(numbers, default=0)),
+    )
 
 
 def heard(known: Heard, view: View, followed: Collection[NetworkId]) -> Heard:
@@ -189,7 +195,7 @@ def _restrict(peers: Peers, wanted: frozenset[NetworkId]) -> Peers:
     if peers.entries.keys() | peers.synced <= wanted:
         return peers
     entries = {n: e for n, e in peers.entries.items() if n in wanted}
-    return Peers(peers.nodes, entries, peers.synced & wanted)
+    return replace(peers, entries=entries, synced=peers.synced & wanted)
 
 
 def _same_or_new(old: Mapping[Address, Peer] | None, new: dict[Address, Peer]) -> Mapping[Address, Peer]:

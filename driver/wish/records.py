@@ -27,7 +27,7 @@ class EndpointRecord:
     node: NodeId
     endpoint: EndpointId
     claimed: int = 0
-    """When *node* claimed the address: milliseconds since 1970 by its clock; 0 when that is not known."""
+    """The number of *node*'s claim: higher than all that it had seen; 0 when that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

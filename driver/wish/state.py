@@ -156,6 +156,16 @@ def without_ghost(state: State, network: NetworkId) -> State:
     return without_network(state, network) if network in state.doubtful else state
 
 
+def claim_number(state: State, now: int) -> int:
+    """Return the number of a claim made *now*, in milliseconds since 1970.
+
+    It is higher than all that this host has seen, whatever the clocks say: who takes over an address of which
+    it has heard is later than who had it. The clock decides only between hosts that had not heard of each
+    other's claims (a hybrid logical clock: Kulkarni et al., OPODIS 2014).
+    """
+    return max(now, 1 + max([state.peers.latest, *(e.claimed for e in state.endpoints.values())]))
+
+
 def with_endpoint(state: State, endpoint: Endpoint) -> State:
     """Add or replace an endpoint, whatever its phase says; a replaced one counts as the newest.
 

@@ -139,6 +139,18 @@ def test_a_claim_is_as_old_as_its_first_call_also_in_a_new_process(nodes: list[N
     assert {record.claimed for record in publication(node.wish.state).endpoints} == {first}
 
 
+def test_a_claim_has_a_higher_number_than_all_that_were_seen(nodes: list[Node]) -> None:
+    """Also where this host's clock is behind another's by years."""
+    node = nodes[0]
+    node.create()
+    ahead = 9_000_000_000_000
+    node.wish.change(lambda state: replace(state, peers=replace(state.peers, latest=ahead)))
+    node.overlay.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+    node.overlay.create_endpoint(NET, "f" * 64, [ip_interface("10.62.0.5/24")], None, {})
+    numbers = [endpoint.claimed for endpoint in node.wish.state.endpoints.values()]
+    assert numbers == [ahead + 1, ahead + 2]
+
+
 def test_nothing_is_made_before_the_first_join_and_nothing_is_left_after_the_last(nodes: list[Node]) -> None:
     node = nodes[0]
     node.create()

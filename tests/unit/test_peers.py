@@ -42,6 +42,13 @@ def where(peers: Peers) -> dict[str, NodeId]:
 FULL = view(record("10.0.0.1", ME), record("10.0.0.2", A), record("10.0.0.3", B), record("10.0.0.4", C))
 
 
+def test_the_highest_number_of_a_claim_is_remembered() -> None:
+    seen = view(replace(record("10.0.0.2", A), claimed=7), record("10.0.0.3", B))
+    assert step(Peers(), seen).latest == 7
+    assert step(step(Peers(), seen), view(record("10.0.0.3", B))).latest == 7
+    assert merge(step(Peers(), seen), View(connected=False), ME, [], 0).latest == 7
+
+
 def test_others_endpoints_are_peers_and_own_ones_are_not() -> None:
     peers = step(Peers(), FULL)
     assert where(peers) == {"10.0.0.2": A, "10.0.0.3": B, "10.0.0.4": C}

@@ -12,8 +12,9 @@ may add some; a change that an older reader would get wrong needs a new version 
 Hosts of two versions share a store while they are upgraded one after another, so what was added later
 is optional for the newer reader too:
 
-* ``claimed`` of an endpoint: when its host claimed the address, in milliseconds since 1970. A record without
-  it counts as earlier than all that have one; of two without, that of the host which puts it last stays.
+* ``claimed`` of an endpoint: the number of its host's claim of the address, milliseconds since 1970 or more:
+  see ``driver.wish.state.claim_number``. A record without it counts as earlier than all that have one; of two
+  without, that of the host which puts it last stays.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ NETWORKS: Final = Scope(ROOT)
 _ENDPOINTS: Final = ROOT + "endpoints/"
 _SERVICES: Final = ROOT + "services/"
 _LEADER: Final = "leader"
+_TOO_HIGH: Final = 1 << 53
+"""No number of a claim: what JSON's readers agree on ends there (RFC 8259, section 6)."""
 
 
 class Unreadable(Exception):
@@ -252,7 +255,7 @@ def _load(key: str, value: str) -> dict[str, object]:
 
 def _milliseconds(fields: dict[str, object], name: str) -> int:
     value = fields.get(name)
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value < _TOO_HIGH else 0
 
 
 def _text(fields: dict[str, object], name: str) -> str:
