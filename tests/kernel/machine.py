@@ -13,8 +13,9 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 from driver.cluster.memory import MemoryControlPlane, MemoryStore
 from driver.cluster.peering import Peering
-from driver.kernel import netns
+from driver.kernel import Kernel, netns
 from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.kernel.host import NetlinkKernel
 from driver.kernel.names import container_name
 from driver.mode import InSwarm
 from driver.overlay import Overlay
@@ -37,19 +38,35 @@ class Machine:
     def __init__(self, host: Host, number: int, cluster: MemoryStore) -> None:
         self.host = host
         self.vtep = ip_address(f"192.0.2.{number}")
-        self.wish = Wish(MemoryDisk(State(HostState(NodeId(f"node{number}"), self.vtep))))
-        self.reconciler = NetworkReconciler(self.wish, host.kernel, audit_interval=3600)
+        self.cluster = cluster
+        self.containers: list[Space] = []
+        self._make(HostState(NodeId(f"node{number}"), self.vtep), host.kernel)
+
+    def _make(self, host: HostState, kernel: Kernel) -> None:
+        self.wish = Wish(MemoryDisk(State(host)))
+        self.reconciler = NetworkReconciler(self.wish, kernel, audit_interval=3600)
         self.sandboxes = SandboxReconciler(
             self.wish, NetlinkSandboxes(), wait_rows=self.reconciler.wait_tried, audit_interval=0.2
         )
-        self.peering = Peering(self.wish, MemoryControlPlane(self.wish.state.host.id, cluster))
+        self.peering = Peering(self.wish, MemoryControlPlane(host.id, self.cluster))
         self.overlay = Overlay(self.wish, self.reconciler, self.peering, InSwarm())
-        self.containers: list[Space] = []
 
     def start(self) -> None:
         self.reconciler.start()
+        self.start_others()
+
+    def start_others(self) -> None:
         self.sandboxes.start()
         self.peering.start()
+
+    def lose_records(self) -> None:
+        """End, and begin again with an empty wish; only the reconciler of networks runs then."""
+        self.peering.stop(leave=False)
+        self.sandboxes.stop()
+        self.reconciler.stop()
+        kernel = self.host.inside(lambda: NetlinkKernel(self.host.directory))
+        self._make(HostState(self.wish.state.host.id, self.vtep), kernel)
+        self.reconciler.start()
 
     def create(self, network: str, prefix: str, vni: int) -> None:
         """Make a network whose gateway is the first address."""

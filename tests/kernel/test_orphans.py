@@ -1,10 +1,11 @@
-"""Namespaces that no network of the wish claims: those that containers use stay."""
+"""Namespaces that no network of the wish claims: what containers use stays, and lost records come back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -12,8 +13,10 @@ from driver.kernel.host import NetlinkKernel
 from driver.kernel.names import container_name, namespace_name
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.model import Host as HostState
+from driver.wish.model import Subnet
+from driver.wish.remains import Told, recovered
 from driver.wish.state import State
-from driver.wish.values import EndpointId, NetworkId, NodeId
+from driver.wish.values import EndpointId, Mac, NetworkId, NodeId
 from driver.wish.wish import Wish
 from tests.fakes.disk import MemoryDisk
 from tests.kernel.hosts import Host, eventually
@@ -84,3 +87,30 @@ def test_a_port_that_no_container_has_keeps_nothing(hosts: Callable[[], Host]) -
         container.run(f"ip link set eth0 down; ip link set eth0 netns {a.host.path} name {end}")
     with stranger(a.host):
         assert eventually(lambda: not (a.host.directory / NAME).exists())
+
+
+def test_lost_records_come_back_without_a_packet_lost(hosts: Callable[[], Host]) -> None:
+    """The real kernel's marks are enough; a container that starts afterwards reaches the others."""
+    with running([hosts(), hosts()]) as (a, b):
+        for machine in (a, b):
+            machine.create(NETWORK, "10.1.0.0/24", 7001)
+        near = a.attach(NETWORK, "10.1.0.11", mac=Mac("02:42:00:00:00:99"))
+        b.attach(NETWORK, "10.1.0.21")
+        endpoint = a.wish.state.endpoints[EndpointId(endpoint_id(NETWORK, "10.1.0.11"))]
+        with Meter(near, "10.1.0.21") as meter:
+            assert eventually(lambda: len(meter.sent) > 50)
+            a.lose_records()
+            told = Told(
+                NETWORK, [Subnet(ip_network("10.1.0.0/24"))], {}, False, True, {endpoint.id: endpoint.mac}
+            )
+            remains = a.reconciler.remains[NETWORK]
+            a.wish.change(lambda state: recovered(state, told, remains, 4789, 0.0))
+            a.start_others()
+            far = a.attach(NETWORK, "10.1.0.12")
+            before = len(meter.sent)
+            assert eventually(lambda: len(meter.sent) > before + 200)
+        assert meter.lost == 0
+        assert a.wish.state.endpoints[endpoint.id] == replace(endpoint, sandbox="", claimed=0)
+        with Meter(far, "10.1.0.21") as meter:
+            assert eventually(lambda: len(meter.sent) > 50)
+        assert meter.lost == 0
