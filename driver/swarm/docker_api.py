@@ -130,8 +130,10 @@ class DockerApi:
 
     def plugin_name(self, plugin: str) -> str:
         """Return the name by which networks call the managed plugin *plugin*, an id; raise EngineAway."""
-        names = (one.get("Name") for one in self.list("plugins") if one.get("Id") == plugin)
-        return str(next(names, ""))
+        for one in self.list("plugins"):
+            if one.get("Id") == plugin:
+                return str(one.get("Name"))
+        raise EngineAway(f"{self._path}: /plugins has no plugin {plugin or 'without an id'}")
 
     def list(self, what: str, **filters: Collection[str]) -> list[Mapping[str, Any]]:
         """Ask for all "services", "tasks", "networks" or "plugins" that pass *filters*; raise EngineAway.

@@ -74,6 +74,7 @@ class Recovery:
         self._default_port = default_port
         self._over = threading.Event()
         self._search_until = 0.0
+        self._complained = False
         self._thread = Supervised("lost-state", self._turn)
 
     @property
@@ -107,11 +108,17 @@ class Recovery:
                 self._search_until = time.monotonic() + _SEARCH
             done = self._find_sandboxes() or time.monotonic() > self._search_until
         except EngineAway as away:
-            log.debug("the engine cannot be asked for its networks: %s", away)
+            self._complain(away)
             return _RETRY
         if done:
             self._thread.end()
         return _RETRY
+
+    def _complain(self, away: EngineAway) -> None:
+        """Warn, once, if containers are missing; the engine may well come up after us."""
+        level = logging.WARNING if self.is_missing_containers() and not self._complained else logging.DEBUG
+        log.log(level, "lost records are recovered when the engine tells its networks: %s", away)
+        self._complained = self._complained or level == logging.WARNING
 
     def _recover(self) -> None:
         driver, remains = self._driver(), self._remains()

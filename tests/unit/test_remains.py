@@ -229,6 +229,7 @@ def test_it_asks_until_the_engine_answers_and_spares_what_it_cannot_read(
         assert eventually(lambda: engine.asked > 3)
         seeker.wait(0.01)
         assert not wish.state.networks
+        assert seeker.is_missing_containers()
         engine.away = False
         seeker.wait(10)
         assert set(wish.state.networks) == {network.id}
@@ -239,6 +240,7 @@ def test_it_asks_until_the_engine_answers_and_spares_what_it_cannot_read(
         assert eventually(lambda: not seeker.threads[0].alive), "it has done its work"
     finally:
         seeker.stop()
+    assert sum("when the engine tells" in message for message in caplog.messages) == 1, "said once"
     told = [message.split()[1][:3] for message in caplog.messages if "cannot be recovered" in message]
     assert told == ["ccc", "ddd"]
 
