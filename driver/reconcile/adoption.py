@@ -119,6 +119,7 @@ def read_remains(have: KernelState, ends: Collection[str]) -> Remains | None:
     return Remains(
         NetworkId(ids[0]),
         port=next((tunnel.port for tunnel in tunnels.values()), 0),
+        vtep=next((tunnel.local for tunnel in tunnels.values()), None),
         vnis=dict(_vnis(bridges, tunnels)),
         gateways={interface.network: interface.ip for interface in addresses},
         endpoints={EndpointId(mark[0]): tuple(map(ip_address, mark[1:])) for mark in marks.values()},

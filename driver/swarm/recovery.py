@@ -59,10 +59,12 @@ class Recovery:
         restore_pool: Callable[[LostPool], None],
         *,
         over: Callable[[], None],
+        in_swarm: bool = False,
         default_port: int = VXLAN_PORT,
     ) -> None:
         """*remains* is what the kernel had at the start; *driver* asks for our name, or raises EngineAway.
 
+        Only with *in_swarm* are networks of a Swarm ours; an engine that has left one may still list them.
         *restore_pool* opens a pool unless it is open. *over* is called when all that can be recovered is.
         """
         self._wish = wish
@@ -71,6 +73,7 @@ class Recovery:
         self._driver = driver
         self._restore_pool = restore_pool
         self._tell_over = over
+        self._in_swarm = in_swarm
         self._default_port = default_port
         self._over = threading.Event()
         self._search_until = 0.0
@@ -124,6 +127,8 @@ class Recovery:
         driver, remains = self._driver(), self._remains()
         for listed in self._docker.list("networks"):
             network = NetworkId(str(listed.get("Id")))
+            if listed.get("Scope") == "swarm" and not self._in_swarm:
+                continue
             if listed.get("Driver") == driver:
                 self._recover_network(listed, remains.get(network))
             if (listed.get("IPAM") or {}).get("Driver") == driver and listed.get("Scope") == "local":

@@ -25,6 +25,8 @@ class Remains:
     network: NetworkId
     port: int
     """The UDP port of its tunnels."""
+    vtep: Address | None = None
+    """Their outer source address."""
     vnis: Mapping[Prefix, Vni] = field(default_factory=dict)
     gateways: Mapping[Prefix, Address] = field(default_factory=dict)
     endpoints: Mapping[EndpointId, Sequence[Address]] = field(default_factory=dict)
@@ -60,8 +62,12 @@ def recovered(state: State, told: Told, remains: Remains | None, default_port: i
         return state
     network = _network(state, told, remains, default_port)
     endpoints = _endpoints(network, told, remains) if remains else []
+    host = state.host
+    if remains and host.vtep is None:  # the engine says it a moment later; until then no tunnel may change
+        host = replace(host, vtep=remains.vtep)
     return replace(
         state,
+        host=host,
         networks={**state.networks, network.id: network},
         endpoints={**state.endpoints, **{endpoint.id: endpoint for endpoint in endpoints}},
         doubtful=state.doubtful if endpoints else state.doubtful | {network.id},

@@ -100,6 +100,7 @@ class Runtime:
             partial(driver_name, settings, docker),
             self._restore_pool,
             over=self._recovered,
+            in_swarm=mode.scope == "global",
             default_port=settings.vxlan_port or VXLAN_PORT,
         )
         self.peering = Peering(wish, control, is_incomplete=self._recovery.is_missing_containers)

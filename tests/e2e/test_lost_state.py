@@ -38,11 +38,13 @@ def no_ping_lost(source: Container, target: str) -> Iterator[None]:
     """Twenty pings a second, meanwhile and for a while after, are all answered."""
     argv = ["docker", "exec", source.name, "ping", "-i", "0.05", "-W", "1", target]
     meter = source.host.popen(argv, stdout=-1, text=True)
-    time.sleep(0.5)
-    yield
-    time.sleep(1)
-    source.exec("sh", "-c", END_PINGS)
-    shown = meter.communicate(timeout=30)[0]
+    try:
+        time.sleep(0.5)
+        yield
+        time.sleep(1)
+    finally:
+        source.exec("sh", "-c", END_PINGS)
+        shown = meter.communicate(timeout=30)[0]
     assert " 0% packet loss" in shown, shown
 
 

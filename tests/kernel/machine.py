@@ -60,12 +60,15 @@ class Machine:
         self.peering.start()
 
     def lose_records(self) -> None:
-        """End, and begin again with an empty wish; only the reconciler of networks runs then."""
+        """End, and begin again with an empty wish; only the reconciler of networks runs then.
+
+        As in a Swarm, where the engine says the host's address a moment later.
+        """
         self.peering.stop(leave=False)
         self.sandboxes.stop()
         self.reconciler.stop()
         kernel = self.host.inside(lambda: NetlinkKernel(self.host.directory))
-        self._make(HostState(self.wish.state.host.id, self.vtep), kernel)
+        self._make(HostState(self.wish.state.host.id), kernel)
         self.reconciler.start()
 
     def create(self, network: str, prefix: str, vni: int) -> None:

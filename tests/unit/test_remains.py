@@ -103,8 +103,9 @@ def test_all_that_the_kernel_needs_is_as_before(case: str) -> None:
     before = lost(network, *endpoints)
     kernel = desired(before, network.id, UNDERLAY)
     told = read_network(listed(network, options), containers(*endpoints))
-    fresh = State(Host(NodeId("former"), VTEP))
+    fresh = State(Host(NodeId("former")))  # the engine has not said its address yet
     after = recovered(fresh, told, read_remains(kernel, ()), 4789, 0.0)
+    assert after.host == before.host
     assert after.networks == before.networks
     assert after.endpoints == before.endpoints
     assert desired(after, network.id, UNDERLAY) == kernel, "not a device, nor a row, changes"
@@ -340,3 +341,20 @@ def test_nothing_is_said_to_the_others_while_containers_are_missing() -> None:
         assert store.dump() == said
     finally:
         peering.stop(leave=False)
+
+
+@pytest.mark.parametrize("in_swarm", [True, False])
+def test_networks_of_a_swarm_that_was_left_are_not_ours(in_swarm: bool) -> None:
+    """The engine may list them for a moment longer."""
+    network, options, _ = CASES["in a Swarm, several subnets"]
+    wish = Wish(MemoryDisk(State(Host(NodeId("x"), VTEP))))
+    Recovery(
+        wish,
+        Engine(listed(network, options)),  # type: ignore[arg-type]
+        dict,
+        lambda: "pyoverlay:latest",
+        lambda pool: None,
+        over=lambda: None,
+        in_swarm=in_swarm,
+    )._recover()
+    assert bool(wish.state.allocations) is in_swarm
