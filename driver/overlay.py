@@ -289,14 +289,15 @@ class Overlay:
     def _check_mtu(self, state: State, network: Network) -> None:
         """Refuse IPv6 where the containers' MTU is too small; the underlay's may have changed."""
         underlay = self._reconciler.underlay
-        mtu = container_mtu(network, state.host.vtep, underlay)
+        mtu = container_mtu(network, state.host, underlay)
         six = next((s.prefix for g in network.segments for s in g.subnets if s.prefix.version == 6), None)
         if six and mtu < IPV6_MTU:
             raise BadRequest.field(
                 "subnet",
                 str(six),
                 f"IPv6 needs an MTU of {IPV6_MTU} bytes, and the containers would have {mtu}: "
-                f"give a larger mtu option, raise the MTU of the underlay (here {underlay.mtu}), "
+                f"give a larger mtu option, raise the MTU of the underlay (here {underlay.mtu}, "
+                f"to all hosts {state.host.path_mtu or underlay.mtu}), "
                 "or use IPv4 subnets only",
             )
 

@@ -22,23 +22,30 @@ _TRIES: Final = 4
 _PAUSE: Final = 0.5
 """Seconds between tries, and after the last one."""
 _HEADER: Final = struct.Struct("!BBHHH")
+_HEADERS: Final = {4: 20 + 8, 6: 40 + 8}
+"""Bytes of IP and ICMP before the payload."""
+# IP_MTU_DISCOVER and IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE: with DF, whatever the kernel believes of the path.
+_UNFRAGMENTED: Final = {4: (socket.IPPROTO_IP, 10, 3), 6: (socket.IPPROTO_IPV6, 23, 3)}
 _ECHO: Final = {4: (8, 0), 6: (128, 129)}
 """Type of a request, type of the answer."""
 
 
-def answering(vteps: Collection[Address]) -> set[Address]:
-    """Return those of *vteps* that answer within two seconds; none where we are not allowed to ask."""
+def answering(vteps: Collection[Address], size: int = 0) -> set[Address]:
+    """Return those of *vteps* that answer within two seconds; none where we are not allowed to ask.
+
+    With *size*, they answer a packet of so many bytes, IP header and all, that no router may fragment.
+    """
     found: set[Address] = set()
     for version in (4, 6):
         some = {vtep for vtep in vteps if vtep.version == version}
         try:
-            found |= _ask(version, some) if some else set()
+            found |= _ask(version, some, max(0, size - _HEADERS[version])) if some else set()
         except OSError as error:
-            log.warning("cannot probe hosts that are away from the store: %s", error)
+            log.warning("cannot ask other hosts whether they answer: %s", error)
     return found
 
 
-def _ask(version: int, vteps: set[Address]) -> set[Address]:
+def _ask(version: int, vteps: set[Address], padding: int) -> set[Address]:
     """Ask several times: one lost packet must not cost a living host its rows."""
     found: set[Address] = set()
     identity = os.urandom(2)
@@ -46,7 +53,7 @@ def _ask(version: int, vteps: set[Address]) -> set[Address]:
         for _ in range(_TRIES):
             for vtep in vteps - found:
                 with contextlib.suppress(OSError):  # no route at the moment, or refused by a filter
-                    raw.sendto(_request(version, identity), (str(vtep), 0))
+                    raw.sendto(_request(version, identity) + bytes(padding), (str(vtep), 0))
             found |= vteps.intersection(_answers(raw, version, identity))
             if found == vteps:
                 break
@@ -57,7 +64,9 @@ def _socket(version: int) -> socket.socket:
     family, protocol = (
         (socket.AF_INET, socket.IPPROTO_ICMP) if version == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
     )
-    return socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    made.setsockopt(*_UNFRAGMENTED[version])
+    return made
 
 
 def _request(version: int, identity: bytes) -> bytes:

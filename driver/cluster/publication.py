@@ -19,6 +19,6 @@ def publication(state: State) -> Publication:
         for e in state.receivers()
         for interface in e.interfaces
     }
-    node = NodeRecord(host.id, host.vtep) if host.vtep and is_of_a_host(host.vtep) else None
+    node = NodeRecord(host.id, host.vtep, state.mtu) if host.vtep and is_of_a_host(host.vtep) else None
     endpoints = frozenset(claims.values()) if node else frozenset()
     return Publication(node, endpoints, frozenset(state.networks), state.offer)

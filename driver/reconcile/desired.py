@@ -28,7 +28,7 @@ from driver.kernel.names import (
 )
 from driver.kernel.objects import KernelObject, KernelState, Key, index
 from driver.wish.life import Life
-from driver.wish.model import Endpoint, Network, Peer, Segment, Underlay
+from driver.wish.model import Endpoint, Host, Network, Peer, Segment, Underlay
 from driver.wish.state import State
 from driver.wish.values import HOST, Address, EndpointId, NetworkId, Scope, bridge_mac
 
@@ -40,12 +40,15 @@ FALLBACK_UNDERLAY = Underlay("", 1500)
 """For a host without any route: its networks reach only its own containers."""
 
 
-def container_mtu(network: Network, vtep: Address | None, underlay: Underlay) -> int:
-    """Return the MTU that containers see: the user's, else the underlay's minus the overhead."""
+def container_mtu(network: Network, host: Host, underlay: Underlay) -> int:
+    """Return the MTU that containers see: the user's, else the underlay's minus the overhead.
+
+    The underlay's is what carries to every host, and never more than this host's own device takes.
+    """
     if network.mtu is not None:
         return network.mtu
-    overhead = IPV6_OVERHEAD if vtep is not None and vtep.version == 6 else IPV4_OVERHEAD
-    return (network.underlay_mtu or underlay.mtu) - overhead
+    overhead = IPV6_OVERHEAD if host.vtep is not None and host.vtep.version == 6 else IPV4_OVERHEAD
+    return (network.underlay_mtu or min(underlay.mtu, host.path_mtu or underlay.mtu)) - overhead
 
 
 def desired(
@@ -73,7 +76,7 @@ def _of_network(
     present = state.present(network_id)
     if network is None or not present:
         return ()
-    mtu = container_mtu(network, state.host.vtep, underlay)
+    mtu = container_mtu(network, state.host, underlay)
     objects: list[KernelObject] = [Namespace(namespace_name(network_id))]
     for segment in network.segments:
         objects += _segment(state, network, segment, mtu, _bound_to(state.host.vtep, underlay))

@@ -14,7 +14,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from driver.kernel import Kernel
 from driver.kernel.kinds import SHARED, Namespace, Port
@@ -142,8 +142,15 @@ class NetworkReconciler(Reconciler[Scope, _Progress]):
             if progress.held or progress.is_troubled:
                 scopes.setdefault(place_of(scope), scope)
         self._state, self._underlay = state, self._way.look(state.host.vtep)
+        self._note_mtu()
         self._bases = dict(self._bases_of(scopes.values()))
         return {scope: self._change(scope, basis) for scope, basis in self._bases.items()}
+
+    def _note_mtu(self) -> None:
+        """Have the others told of the underlay's MTU; while it cannot be seen, the last one stands."""
+        mtu = self._underlay.mtu if isinstance(self._underlay, Underlay) else self._state.mtu
+        if mtu != self._state.mtu:
+            self._wish.change(lambda state: replace(state, mtu=mtu))
 
     def _bases_of(self, scopes: Iterable[Scope]) -> Iterator[tuple[Scope, _Basis]]:
         state, underlay = self._state, self._underlay

@@ -72,8 +72,8 @@ def _tell(vtep: Address | None, before: Underlay | None, now: Underlay | None) -
         _tell_binding(vtep, now)
     if before and now.mtu != before.mtu:
         log.warning(
-            "the MTU of the underlay (%s) changed from %d to %d: new containers follow; running ones keep "
-            "theirs, and the kernel fragments their large packets, or rejects them by ICMP, where it can",
+            "the MTU of the underlay (%s) changed from %d to %d: new containers follow. Running ones are "
+            "lowered in a Swarm; else the kernel cuts large packets, or rejects them by ICMP, where it can",
             *(now.device, before.mtu, now.mtu),
         )
 

@@ -64,14 +64,16 @@ def decode(body: dict[str, Any]) -> State:
 
 
 def _host(host: Host) -> dict[str, Any]:
+    """Leave out what the former version does not know when there is nothing to say."""
     found = {"id": host.id, "vtep": _text(host.vtep)}
-    said = {"swarm_port": host.swarm_port, "member": host.member}
-    return found | {name: value for name, value in said.items() if value}
+    later = {"swarm_port": host.swarm_port, "member": host.member, "path_mtu": host.path_mtu}
+    return found | {name: value for name, value in later.items() if value}
 
 
 def _read_host(item: dict[str, Any]) -> Host:
     vtep = ip_address(item["vtep"]) if item["vtep"] else None
-    return Host(NodeId(item["id"]), vtep, item.get("swarm_port"), item.get("member", ""))
+    swarm_port, member, path_mtu = item.get("swarm_port"), item.get("member", ""), item.get("path_mtu")
+    return Host(NodeId(item["id"]), vtep, swarm_port, member, path_mtu)
 
 
 def _network(network: Network) -> dict[str, Any]:

@@ -104,6 +104,8 @@ class PeerNode:
 
     vtep: Address
     stale_since: float | None = None
+    mtu: int | None = None
+    """Its underlay's MTU; None from a version that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,9 @@ class Host:
     member: str = ""
     """What the identity was made on: a Swarm's node, or a machine. Empty if a version made it that did not
     say so."""
+    path_mtu: int | None = None
+    """The underlay's MTU that carries to every host of the Swarm, as far as known; None: this host's own. On
+    disk, so that a restart changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)

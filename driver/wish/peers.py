@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from driver.wish.model import Peer, PeerNode, Peers
-from driver.wish.records import EndpointRecord, ServiceRecord, View
+from driver.wish.records import EndpointRecord, NodeRecord, ServiceRecord, View
 from driver.wish.values import Address, NetworkId, NodeId
 
 Heard = Mapping[NetworkId, Mapping[Address, ServiceRecord]]
@@ -132,7 +132,7 @@ def too_many_stale(peers: Peers) -> bool:
 def _nodes(
     known: Mapping[NodeId, PeerNode], view: View, ours: Collection[NodeId], now: float
 ) -> dict[NodeId, PeerNode]:
-    live = {id_: _live(known.get(id_), record.vtep) for id_, record in view.nodes.items() if id_ not in ours}
+    live = {id_: _live(known.get(id_), record) for id_, record in view.nodes.items() if id_ not in ours}
     away = {id_: node for id_, node in known.items() if id_ not in live}
     if not away:
         return live
@@ -146,8 +146,9 @@ def _nodes(
     return {**live, **stale}
 
 
-def _live(known: PeerNode | None, vtep: Address) -> PeerNode:
-    return known if known and known.stale_since is None and known.vtep == vtep else PeerNode(vtep)
+def _live(known: PeerNode | None, record: NodeRecord) -> PeerNode:
+    now = PeerNode(record.vtep, mtu=record.mtu)
+    return known if known == now else now
 
 
 def _entries(

@@ -15,6 +15,8 @@ class NodeRecord:
 
     id: NodeId
     vtep: Address
+    mtu: int | None = None
+    """Its underlay's MTU; None from a version that does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ _LIFE_OF = {(life.phase, life.joining, life.doubtful): life for life in Life}
 class State:
     """Everything that this host should be.
 
-    *joining*, *doubtful*, *peers*, *services* and *offer* are soft, the rest is on disk.
+    *joining*, *doubtful*, *peers*, *services*, *offer* and *mtu* are soft, the rest is on disk.
     """
 
     host: Host
@@ -49,6 +49,8 @@ class State:
     """By virtual address, as the Swarm's leader said last; without networks that it has not mentioned."""
     offer: Offer | None = None
     """What we say as the Swarm's leader: nothing when another leads, None while that is not known."""
+    mtu: int | None = None
+    """The MTU of this host's underlay; None before the kernel was asked."""
 
     def network(self, network: NetworkId) -> Network:
         """Return a network; raise NotFound with what to do."""
@@ -126,7 +128,7 @@ def as_member(state: State, member: str, fresh: NodeId) -> State:
         return replace(state, host=replace(state.host, member=member))
     inhabited = {e.network for e in state.endpoints.values() if e.phase is Phase.JOINED}
     gone = [n for n in state.networks if not is_of_one_host(n) and n not in inhabited]
-    host = replace(state.host, id=fresh, member=member, swarm_port=None)
+    host = replace(state.host, id=fresh, member=member, swarm_port=None, path_mtu=None)
     left = replace(state, host=host, allocations={})
     for network in gone:
         left = without_network(left, network)

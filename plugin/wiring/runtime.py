@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,12 @@ from driver.cluster.backend import ControlPlane
 from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.peering import Peering
 from driver.kernel.balancers.sandboxes import NetlinkSandboxes
+from driver.kernel.container_links import lower_mtu
 from driver.kernel.host import NetlinkKernel
 from driver.kernel.netlink import routes
 from driver.mode import Mode
 from driver.overlay import Overlay
+from driver.reconcile.container_mtus import limits
 from driver.reconcile.networks import NetworkReconciler
 from driver.reconcile.sandboxes import SandboxReconciler
 from driver.swarm.census import Census
@@ -29,7 +32,7 @@ from driver.swarm.docker_api import DockerApi
 from driver.swarm.identity import node_id
 from driver.swarm.recovery import LostPool, Recovery
 from driver.wish.disk import WishFile
-from driver.wish.state import as_member
+from driver.wish.state import State, as_member
 from driver.wish.values import VXLAN_PORT, Address, NodeId, Prefix, is_of_one_host
 from driver.wish.wish import Wish
 from ipam.allocator import without_swarm
@@ -300,6 +303,14 @@ def driver_name(settings: Settings, docker: DockerApi) -> str:
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     roots = (fields[3] for fields in mounts if fields[4] == str(settings.socket.parent))
     return docker.plugin_name(next(roots, "").rpartition("/")[2])
+
+
+def lower_mtus(state: State, path_of: Callable[[str], Path]) -> None:
+    """Have running containers send no more than the underlay carries by now."""
+    for sandbox, mac, mtu in limits(state):
+        with suppress(OSError):  # it has ended
+            if before := lower_mtu(path_of(sandbox), mac, mtu):
+                log.warning("the MTU of the container with %s was lowered from %d to %d", mac, before, mtu)
 
 
 def users_store(settings: Settings, node: NodeId) -> ControlPlane | None:

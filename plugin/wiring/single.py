@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from driver.cluster.memory import MemoryControlPlane
 from driver.kernel.netlink import routes
@@ -17,6 +18,7 @@ def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
     node = wish.state.host.id
     # No engine announces an address here: take the one with which the host's traffic leaves.
     set_vtep(wish, settings.vtep or routes.default_source())
+    wish.change(lambda s: replace(s, host=replace(s.host, path_mtu=None)), lasting=False)  # there is no path
     return Runtime(
         settings,
         restart,

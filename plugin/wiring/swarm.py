@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from driver.cluster.etcd.plane import EtcdControlPlane
 from driver.cluster.etcd.tls import TlsSessions
+from driver.cluster.path import PathMtu
 from driver.mode import InSwarm
 from driver.swarm.etcd_process import EtcdSettings
 from driver.swarm.identity import node_id, swarm_credentials
@@ -13,7 +14,7 @@ from driver.swarm.leader_etcd import LeaderEtcd
 from driver.swarm.remotes import known_managers
 from driver.swarm.service_watch import ServiceWatch
 from plugin.settings import Settings
-from plugin.wiring.runtime import Part, Runtime, docker_api, load_wish, set_vtep, users_store
+from plugin.wiring.runtime import Part, Runtime, docker_api, load_wish, lower_mtus, set_vtep, users_store
 
 
 def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
@@ -38,5 +39,8 @@ def wire(settings: Settings, restart: Callable[[str], None]) -> Runtime:
         mode=mode,
         control=control,
         store=store,
-        services=[ServiceWatch(wish, docker, note_version=mode.note_engine)],
+        services=[
+            PathMtu(wish, lower=lambda state: lower_mtus(state, settings.host_path)),
+            ServiceWatch(wish, docker, note_version=mode.note_engine),
+        ],
     )

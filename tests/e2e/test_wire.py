@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import pytest
 
-from tests.e2e.containers import Container, Playground
-from tests.lab import Lab
+from tests.e2e.containers import Container, Playground, eventually
+from tests.lab import Host, Lab
 
 MEGABYTES = 40
 
@@ -51,15 +52,21 @@ def set_underlay_mtu(lab: Lab, mtu: int) -> None:
     lab.hub.ip(f"link set br0 mtu {mtu}")
 
 
+def agreed(host: Host) -> int:
+    """The MTU that a host has agreed on with the others, as its log says; it begins with 1500."""
+    return int(["1500", *re.findall(r"the underlay carries (\d+) bytes to all hosts", host.engine_log())][-1])
+
+
 @pytest.mark.parametrize("mtu", [1400, 9000, 1500])
 def test_large_transfers_both_ways_without_a_fragment(ground: Playground, mtu: int) -> None:
     lab = ground.lab
     try:
         set_underlay_mtu(lab, mtu)
+        assert eventually(lambda: all(agreed(host) == mtu for host in lab.hosts))
         network = ground.network()
         h1, h2, _ = lab.hosts
         one, two = ground.run(h1, network), ground.run(h2, network)
-        assert one.exec("cat", "/sys/class/net/eth0/mtu") == str(mtu - 50)
+        assert mtu_of(one) == str(mtu - 50)
         fragments = "ip[6:2] & 0x3fff != 0"
         with lab.capture(h1, f"{fragments} or (udp port 4789 and greater {mtu + 15})") as wire:
             transfer(one, two, network)
@@ -70,6 +77,28 @@ def test_large_transfers_both_ways_without_a_fragment(ground: Playground, mtu: i
     finally:
         ground.clear()
         set_underlay_mtu(lab, 1500)
+
+
+def test_a_smaller_card_on_one_host_lowers_the_running_containers_of_all(ground: Playground) -> None:
+    lab = ground.lab
+    h1, h2, _ = lab.hosts
+    assert eventually(lambda: all(agreed(host) == 1500 for host in lab.hosts))
+    network = ground.network()
+    one, two = ground.run(h1, network), ground.run(h2, network)
+    try:
+        h2.spaces.ip(f"link set {h2.interface} mtu 1400")
+        lab.hub.ip(f"link set {h2.name} mtu 1400")
+        assert eventually(lambda: [mtu_of(one), mtu_of(two)] == ["1350", "1350"])
+        assert "1 packets received" in one.exec("ping", "-c", "1", "-s", "1422", two.address(network))
+        assert mtu_of(ground.run(h1, network)) == "1350"
+    finally:
+        ground.clear()
+        set_underlay_mtu(lab, 1500)
+        assert eventually(lambda: all(agreed(host) == 1500 for host in lab.hosts))
+
+
+def mtu_of(container: Container) -> str:
+    return container.exec("cat", "/sys/class/net/eth0/mtu")
 
 
 def test_vxlan_on_the_wire_is_rfc_7348(ground: Playground) -> None:

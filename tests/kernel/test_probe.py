@@ -32,6 +32,12 @@ def test_who_lives_answers(wired: Host) -> None:
     assert wired.inside(lambda: probe.answering(ALIVE | DEAD)) == ALIVE
 
 
+def test_a_large_packet_is_answered_only_where_it_passes_whole(wired: Host) -> None:
+    wired.run("ip link set u0 mtu 9000")  # the other end has 1500
+    assert wired.inside(lambda: probe.answering(ALIVE, 1500)) == ALIVE
+    assert wired.inside(lambda: probe.answering(ALIVE, 1600)) == set()
+
+
 def test_who_has_been_cut_off_does_not(wired: Host) -> None:
     wired.run("ip link set u0 down")
     assert wired.inside(lambda: probe.answering(ALIVE)) == set()

@@ -141,12 +141,12 @@ def test_reserved_addresses_are_read_back_and_harmless_to_the_former_version(tmp
     assert row == {"prefix": "10.1.0.0/24", "gateway": "10.1.0.1", "reserved": ["10.1.0.3", "10.1.0.9"]}
 
 
-def test_the_swarms_port_is_read_back_and_harmless_to_the_former_version(tmp_path: Path) -> None:
-    told = replace(STATE, host=replace(STATE.host, swarm_port=7789))
+def test_what_a_swarm_has_agreed_on_is_read_back_and_harmless_to_the_former_version(tmp_path: Path) -> None:
+    told = replace(STATE, host=replace(STATE.host, swarm_port=7789, path_mtu=1400))
     WishFile(tmp_path / "state.json").save(told)
     assert WishFile(tmp_path / "state.json").load() == told
     assert encode(told)["host"].items() >= encode(STATE)["host"].items(), "what was there is as it was"
-    assert "swarm_port" not in encode(STATE)["host"]
+    assert not {"swarm_port", "path_mtu"} & encode(STATE)["host"].keys()
 
 
 def test_a_file_of_the_former_version_is_read_and_stays_as_it_is(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ is optional for the newer reader too:
 * ``claimed`` of an endpoint: the number of its host's claim of the address, milliseconds since 1970 or more:
   see ``driver.wish.state.claim_number``. A record without it counts as earlier than all that have one; of two
   without, that of the host which puts it last stays.
+* ``mtu`` of a node: the MTU of its underlay. What a node without it can take is only known by trying.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def address_of(key: str) -> Address:
 
 def encode_node(record: NodeRecord) -> str:
     """Return the value of a host's key."""
-    return _dump({"vtep": str(record.vtep)})
+    return _dump({"vtep": str(record.vtep), **({"mtu": record.mtu} if record.mtu else {})})
 
 
 def encode_endpoint(record: EndpointRecord) -> str:
@@ -153,7 +154,7 @@ def decode_node(key: str, value: str) -> NodeRecord:
     fields = _load(key, value)
     try:
         node = NodeId(parse_id("node", key.removeprefix(NODES)))
-        return NodeRecord(node, _vtep(_text(fields, "vtep")))
+        return NodeRecord(node, _vtep(_text(fields, "vtep")), _positive(fields, "mtu") or None)
     except (BadRequest, ValueError) as error:
         raise Unreadable(f"{key}: {error}") from None
 
@@ -176,7 +177,7 @@ def decode_endpoint(key: str, value: str) -> EndpointRecord:
             mac=parse_mac("mac", _text(fields, "mac")),
             node=NodeId(_shared_id("node", _text(fields, "node"))),
             endpoint=EndpointId(parse_id("endpoint", _text(fields, "endpoint"))),
-            claimed=_milliseconds(fields, "claimed"),
+            claimed=_positive(fields, "claimed"),
         )
     except (BadRequest, ValueError) as error:
         raise Unreadable(f"{key}: {error}") from None
@@ -217,7 +218,7 @@ def decode_leader(key: str, value: str) -> NodeId:
 def claimed_at(key: str, value: str) -> int:
     """Return when a record of a network was claimed, as `EndpointRecord.claimed`; 0 when it does not say."""
     try:
-        return _milliseconds(_load(key, value), "claimed")
+        return _positive(_load(key, value), "claimed")
     except Unreadable:
         return 0
 
@@ -253,7 +254,7 @@ def _load(key: str, value: str) -> dict[str, object]:
     return fields
 
 
-def _milliseconds(fields: dict[str, object], name: str) -> int:
+def _positive(fields: dict[str, object], name: str) -> int:
     value = fields.get(name)
     return value if type(value) is int and 0 < value < _TOO_HIGH else 0
 

@@ -49,6 +49,11 @@ def released(index: int) -> Request:
     return _changed(index, None, [("IFLA_MASTER", 0)])
 
 
+def resized(index: int, mtu: int) -> Request:
+    """Give a device another MTU."""
+    return _changed(index, None, [("IFLA_MTU", mtu)])
+
+
 def plugged(index: int, mtu: int, alias: str, bridge: int) -> Request:
     """Give a device its MTU and alias, and make it a port of *bridge*."""
     return _changed(index, None, [("IFLA_MTU", mtu), ("IFLA_IFALIAS", alias), ("IFLA_MASTER", bridge)])
