@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from lib.bounded import bounded
@@ -56,11 +57,13 @@ def _serve(environ: dict[str, str]) -> NoReturn:
     except settings.SettingsError as error:
         _refuse(*error.problems)
     logs.set_up(chosen.log_level)
-    from plugin import server  # noqa: PLC0415 -- a wrong setting is refused without loading the rest
+    from plugin import instance, server  # noqa: PLC0415 -- a wrong setting is refused without loading the rest
 
     try:
-        server.serve(chosen, _make_runtime, preload=("plugin.wiring",))
-    except server.SocketInUse as error:
+        server.serve(
+            chosen, _make_runtime, preload=("plugin.wiring",), owning=partial(instance.owning, chosen)
+        )
+    except (server.SocketInUse, instance.NotTheOwner) as error:
         _refuse(str(error))
 
 

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
@@ -95,18 +96,27 @@ MakeRuntime: TypeAlias = Callable[[Settings, Restart], Runtime]
 after the calls in progress: whoever started it must start it again. It takes the reason for the log."""
 
 
-def serve(settings: Settings, make_runtime: MakeRuntime, preload: tuple[str, ...] = ()) -> NoReturn:
+def serve(
+    settings: Settings,
+    make_runtime: MakeRuntime,
+    preload: tuple[str, ...] = (),
+    owning: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> NoReturn:
     """Serve until stopped; never returns but raises SystemExit.
+
+    *owning* is entered once the socket can be ours, and left last. Nobody can connect before, so that the
+    engine cannot enable an instance that must not run.
 
     The modules named in *preload* are imported after the socket is there and before the worker is
     forked, so that both processes share their memory and a new worker starts at once. They must not
     start threads.
 
-    Raises SocketInUse.
+    Raises SocketInUse, and what *owning* raises.
     """
     _raise_descriptor_limit()
     _claim(settings.socket)
-    _Server(settings, make_runtime, preload).run()
+    with owning():
+        _Server(settings, make_runtime, preload).run()
     raise SystemExit(0)
 
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from driver.swarm.docker_api import DEFAULT_SOCKET
 from driver.wish.values import Address, is_of_a_host
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ class Settings(BaseModel):
     """The host's /run, as this process sees it."""
     swarm_dir: _Folder = Field(Path("/var/lib/docker/swarm"), description="give an absolute path")
     """Where the engine keeps the Swarm's state and certificates."""
+    docker_socket: _SocketPath = Field(
+        DEFAULT_SOCKET, description=f"give an absolute path of at most {MAX_SOCKET_PATH} bytes"
+    )
+    """The engine's socket, as the host sees it."""
     socket: _SocketPath = Field(
         Path("/run/docker/plugins/pyoverlay.sock"),
         description=f"give an absolute path of at most {MAX_SOCKET_PATH} bytes",
@@ -143,6 +148,16 @@ class Settings(BaseModel):
         below = path.removeprefix("/var")
         return self.run_dir / below.removeprefix("/run/") if below.startswith("/run/") else Path(path)
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with the settings together; empty for nothing."""
+        if self.managed and self.host_path(str(self.docker_socket)) == self.docker_socket:
+            return (
+                f"{PREFIX}DOCKER_SOCKET: '{self.docker_socket}' is not valid: give a path below /run, "
+                "which is all that the plugin sees of the host"
+            )
+        return ""
+
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Read the settings from *environ*.
@@ -156,6 +171,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     found = {known[name]: text.strip() for name, text in given.items() if name in known and text.strip()}
     try:
         settings = Settings.model_validate(found)
+        problems += [settings.problem] if settings.problem else []
     except ValidationError as error:
         problems += [_wrong(detail, found) for detail in error.errors(include_url=False)]
     if problems:

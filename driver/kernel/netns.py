@@ -25,7 +25,7 @@ from driver.kernel.netlink.numbers import IFF_UP
 _T = TypeVar("_T")
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
-_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 _MNT_DETACH = 2
 _SIOCSIFFLAGS = 0x8914
 _OWN = "/proc/thread-self/ns/net"
@@ -122,6 +122,29 @@ def unpin(path: Path) -> None:
 def is_pin(path: Path) -> bool:
     """Tell whether *path* holds a namespace, not just the file for one."""
     return identity(path) is not None
+
+
+def is_passed_on(folder: Path) -> bool:
+    """Tell whether another mount namespace sees what is mounted below *folder*; raise OSError.
+
+    It is tried. A mount gets a twin in each peer of the mount below it (mount_namespaces(7)). When it is made
+    a slave, it follows its twins, if it has any (linux/fs/pnode.c: do_make_slave).
+    """
+    path = folder / f"pyoverlay.{os.getpid()}"
+    namespace = current()
+    try:
+        pin(namespace, path)
+        _mount("none", path, None, _MS_SLAVE)
+        return _follows(path)
+    finally:
+        os.close(namespace)
+        unpin(path)
+
+
+def _follows(path: Path) -> bool:
+    """Tell whether the mount on *path* is a slave (proc_pid_mountinfo(5))."""
+    lines = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return any(fields[4] == str(path) and fields[6].startswith("master:") for fields in lines)
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ AUDIT_INTERVAL = 5.0
 """Seconds between looks at every sandbox, for changes that somebody else made there."""
 _PASSES = 3
 """Tries, when somebody else changes tables at the same moment."""
+_UNSEEN = 30.0
+"""Seconds that a container's namespace may take to appear before the operator is told."""
 _PATIENCE = 1.0
 """Seconds to wait for the rows of what a table leads to."""
 
@@ -43,6 +46,9 @@ class _Progress(Progress):
     """What had to stay as it is: it may be ours although the wish for it was unknown."""
     awaited: bool = False
     """The namespace does not exist, but may at any moment."""
+    awaited_since: float = math.inf
+    seen: bool = False
+    """It was there: if it is not, the container has ended."""
 
 
 @dataclass(slots=True)
@@ -78,6 +84,8 @@ class SandboxReconciler(Reconciler[str, _Progress]):
         self._wanted: Mapping[str, Mapping[Key, Balancer]] = {}
         """By sandbox, as of the last survey, like the next one."""
         self._kept: Set[Key] = frozenset()
+        self._has_told = False
+        """Whether the operator knows that there are namespaces that cannot be seen."""
 
     def stop(self) -> None:
         """End the thread; the tables stay as they are."""
@@ -144,6 +152,7 @@ class SandboxReconciler(Reconciler[str, _Progress]):
                 return {}
             errors = self._kernel.apply(ops)
             if not errors:
+                progress.seen = True
                 progress.held = bool(wanted) or not have.keys().isdisjoint(kept)
                 if was is not None and (found := findings(ops, asked_for(ops, was, wanted) | known)):
                     log.warning("repaired: %s", sentence(found))
@@ -152,7 +161,21 @@ class SandboxReconciler(Reconciler[str, _Progress]):
             if number != errno.ERESTART:
                 break
         progress.awaited = number == errno.ENOENT
+        if progress.awaited and not (progress.seen or self._has_told):
+            self._note_unseen(item, progress)
         return errors
+
+    def _note_unseen(self, sandbox: str, progress: _Progress) -> None:
+        """Tell once of namespaces that never appear: the engine keeps them where this process cannot look."""
+        progress.awaited_since = min(progress.awaited_since, self._clock())
+        if self._clock() - progress.awaited_since < _UNSEEN:
+            return
+        self._has_told = True
+        log.warning(
+            "the network namespace %s of a container cannot be seen from here, so the virtual addresses of "
+            "services do not work in it, nor in others; run the engine with an --exec-root below /run",
+            sandbox,
+        )
 
 
 def _without(have: KernelState, kept: Set[Key]) -> KernelState:

@@ -10,11 +10,13 @@ and may lead again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from functools import partial
 from typing import Final
 
 from driver.swarm.docker_api import DockerApi, EngineAway
 from driver.wish.state import without_allocation, without_ghost
+from driver.wish.values import NetworkId
 from driver.wish.wish import Wish
 from lib.supervised import Supervised
 
@@ -31,6 +33,7 @@ class Census:
         self._wish = wish
         self._docker = docker
         self._interval = interval
+        self._complaint = ""
         self._thread = Supervised("lost-networks", self._turn)
 
     @property
@@ -50,17 +53,34 @@ class Census:
         try:
             self._look()
         except EngineAway as away:
-            log.debug("the engine cannot be asked for its networks: %s", away)
+            self._complain(f"the engine cannot be asked for its networks: {away}")
         return self._interval
 
     def _look(self) -> None:
+        """Forget what the engine does not know, if it is the one that this host's networks were made by."""
         state = self._wish.state
         doubtful = [network for network in state.networks if network in state.doubtful]
         asked = {*doubtful, *state.allocations}
-        gone = asked - self._docker.known_networks(asked) if asked else set()
-        for network in gone.intersection(doubtful):
+        known = self._docker.known_networks(asked) if asked else frozenset()
+        if not asked or known or self._docker.vouches() or self._docker.known_networks({*state.networks}):
+            self._complaint = ""
+            self._forget(asked - known)
+            return
+        self._complain(
+            f"{self._docker.path}: the engine there knows no network of this host, so it may be another "
+            "engine; PYOVERLAY_DOCKER_SOCKET names the right socket"
+        )
+
+    def _forget(self, gone: Collection[NetworkId]) -> None:
+        state = self._wish.state
+        for network in [one for one in state.networks if one in state.doubtful and one in gone]:
             log.info("network %s: forgotten, since the engine does not know it", network)
             self._wish.change(partial(without_ghost, network=network), lasting=False)
-        for network in gone.intersection(state.allocations):
+        for network in set(state.allocations).intersection(gone):
             log.info("network %s: its VNIs are free, since the engine does not know it", network)
             self._wish.change(partial(without_allocation, network=network), lasting=False)
+
+    def _complain(self, reason: str) -> None:
+        if reason != self._complaint:
+            log.warning("no network is forgotten: %s", reason)
+        self._complaint = reason

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import re
 import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SOCKET: Final = Path("/run/docker.sock")
 _SECONDS: Final = 2.0
 _MAX_ANSWER: Final = 8 << 20
 _LIST_SECONDS: Final = 10.0
 _MAX_LIST: Final = 256 << 20
+_SETTING: Final = "PYOVERLAY_DOCKER_SOCKET names the right socket"
 _STATES: Final = frozenset({"inactive", "pending", "active", "error", "locked"})
 
 
@@ -62,10 +67,31 @@ class SwarmFacts:
 
 
 class DockerApi:
-    """A client of the engine on its Unix socket."""
+    """A client of the engine on its Unix socket; for any number of threads."""
 
-    def __init__(self, path: Path = DEFAULT_SOCKET) -> None:
+    def __init__(self, path: Path = DEFAULT_SOCKET, plugin: str = "") -> None:
+        """*plugin* is the id of the managed plugin that asks: an engine without it is another one."""
         self._path = path
+        self._plugin = plugin
+        self._recognised = False
+
+    @property
+    def path(self) -> Path:
+        """The socket."""
+        return self._path
+
+    def vouches(self) -> bool:
+        """Whether the engine is known to be the one that this plugin serves; raise EngineAway."""
+        if not self._plugin:
+            return False
+        status, _ = self._request(f"/plugins/{self._plugin}/json", _SECONDS, _MAX_ANSWER)
+        if status == 404:
+            raise EngineAway(
+                f"{self._path}: the engine there does not have this plugin ({self._plugin[:12]}), so it is "
+                f"another one; {_SETTING}"
+            )
+        self._recognised = True
+        return status == 200
 
     def info(self) -> SwarmFacts:
         """Ask what the Swarm is; raise EngineAway when there is no answer."""
@@ -149,6 +175,7 @@ class DockerApi:
 
     def events(self, *kinds: str) -> Events:
         """Listen to the engine's events about objects of *kinds*; raise EngineAway."""
+        self._recognise()
         return Events(self._path, f"/events?filters={quote(json.dumps({'type': sorted(kinds)}))}")
 
     def _get(self, path: str) -> tuple[int, Mapping[str, Any]]:
@@ -156,15 +183,42 @@ class DockerApi:
         return status, answer if isinstance(answer, dict) else {}
 
     def _ask(self, path: str, seconds: float, size: int) -> tuple[int, object]:
+        self._recognise()
+        return self._request(path, seconds, size)
+
+    def _recognise(self) -> None:
+        """Make sure that it is our engine, again after each failure: another one may answer then."""
+        if not self._recognised:
+            self.vouches()
+
+    def _request(self, path: str, seconds: float, size: int) -> tuple[int, object]:
         connection = _UnixConnection(self._path, seconds)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
-            return response.status, json.loads(response.read(size))
+            answer = json.loads(response.read(size))
+        except FileNotFoundError:
+            self._recognised = False
+            raise EngineAway(f"{self._path}: there is no such socket; {_SETTING}") from None
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            self._recognised = False
             raise EngineAway(f"{self._path}: {path}: {type(error).__name__}: {error}") from None
         finally:
             connection.close()
+        if response.status == 403:
+            _tell_of_denial(path.partition("?")[0].split("/")[1], str(answer))
+        return response.status, answer
+
+
+@cache
+def _tell_of_denial(what: str, answer: str) -> None:
+    """Warn, once for each part of the API, that an authorisation plugin denies it."""
+    log.warning(
+        "the engine denies GET /%s: %s. What does not depend on it goes on; allow GET on /events, /info, "
+        "/networks, /nodes, /plugins, /services and /tasks",
+        what,
+        answer[:300],
+    )
 
 
 class Events:

@@ -41,6 +41,7 @@ from ipam.errors import IpamError
 from ipam.manager import AddressManager
 from lib.supervised import Supervised, ThreadState
 from plugin.app import create_app
+from plugin.instance import plugin_id
 from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -289,20 +290,13 @@ def own_prefixes(wish: Wish) -> Collection[Prefix]:
 
 def docker_api(settings: Settings) -> DockerApi:
     """Return the engine's API, which need not be up yet."""
-    return DockerApi(settings.run_dir / "docker.sock")
+    plugin = plugin_id() if settings.managed else ""
+    return DockerApi(settings.host_path(str(settings.docker_socket)), plugin)
 
 
 def driver_name(settings: Settings, docker: DockerApi) -> str:
-    """Return the name by which the engine's networks call us; raise EngineAway.
-
-    A managed plugin's folder for sockets is mounted from one of the host's that is called as its id (moby
-    plugin/v2/plugin_linux.go: InitSpec; the fields are those of proc_pid_mountinfo(5)).
-    """
-    if not settings.managed:
-        return settings.socket.stem
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    roots = (fields[3] for fields in mounts if fields[4] == str(settings.socket.parent))
-    return docker.plugin_name(next(roots, "").rpartition("/")[2])
+    """Return the name by which the engine's networks call us; raise EngineAway."""
+    return docker.plugin_name(plugin_id()) if settings.managed else settings.socket.stem
 
 
 def lower_mtus(state: State, path_of: Callable[[str], Path]) -> None:

@@ -31,6 +31,9 @@ class FakeEngine:
         self.unallocated = False
         """Whether a network waits for the allocator: Engine 29 then denies others that it is asked for."""
         self.networks: set[str] = set()
+        self.plugins: set[str] = set()
+        self.denied: set[str] = set()
+        """What an authorisation plugin denies: "info", "nodes" and so on."""
         self.lists: dict[str, list[Any]] = {"networks": [], "services": [], "tasks": []}
         """What the paths without an id answer, on a manager."""
         self.events: queue.Queue[str] = queue.Queue()
@@ -55,11 +58,11 @@ class FakeEngine:
 
     def answer(self, path: str) -> tuple[int, Any]:
         self.calls.append(path)
-        if path == "/info":
-            return 200, {"ServerVersion": self.version, "Swarm": self._swarm()}
         kind, _, name = path.partition("?")[0][1:].partition("/")
-        if kind == "networks":
-            return self._networks(name, _filters(path).get("id"))
+        if kind in self.denied:
+            return 403, {"message": "authorization denied by plugin gate: no"}
+        if kind in ("info", "plugins", "networks"):
+            return self._own(kind, name, path)
         if self.state != "active" or not self.manager:
             return 503, {"message": "This node is not a swarm manager."}
         if not self.quorum:
@@ -67,6 +70,15 @@ class FakeEngine:
         if kind in self.lists:
             return 200, [one for one in self.lists[kind] if _passes(one, path)]
         return self._node(path)
+
+    def _own(self, kind: str, name: str, path: str) -> tuple[int, Any]:
+        """What every engine answers, in a Swarm or not."""
+        if kind == "info":
+            return 200, {"ServerVersion": self.version, "Swarm": self._swarm()}
+        if kind == "networks":
+            return self._networks(name, _filters(path).get("id"))
+        found = name.removesuffix("/json") in self.plugins
+        return (200, {"Id": name}) if found else (404, {"message": f"plugin {name} not found"})
 
     def _networks(self, name: str, ids: list[str] | None) -> tuple[int, Any]:
         if not name:

@@ -114,3 +114,28 @@ def test_vnis_of_a_network_that_the_engine_does_not_know_are_free(
     looks = len(fake.calls)
     wait_until(lambda: len(fake.calls) > looks + 2)
     assert wish.state.allocations == {KNOWN: (70,)}
+
+
+def test_an_engine_that_knows_nothing_of_us_is_not_believed(
+    wish: Wish, census: Census, fake: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when somebody else's engine has the socket: said once, until it knows one of our networks."""
+    fake.networks = set()
+    census.start()
+    wait_until(lambda: sum(ALIVE in call for call in fake.calls) > 3)
+    assert set(wish.state.networks) == {KNOWN, GHOST, ALIVE}
+    told = [message for message in caplog.messages if "it may be another engine" in message]
+    assert len(told) == 1
+    assert "PYOVERLAY_DOCKER_SOCKET" in told[0]
+    fake.networks = {ALIVE}
+    wait_until(lambda: set(wish.state.networks) == {ALIVE})
+
+
+def test_a_plugins_own_engine_is_believed_without_a_network(wish: Wish, fake: FakeEngine) -> None:
+    fake.networks, fake.plugins = set(), {"1f2e"}
+    census = Census(wish, DockerApi(fake.path, "1f2e"), interval=0.05)
+    census.start()
+    try:
+        wait_until(lambda: set(wish.state.networks) == {ALIVE})
+    finally:
+        census.stop()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from driver.swarm import docker_api
 from driver.swarm.docker_api import DockerApi, EngineAway, Leadership, SwarmFacts
 from tests.cluster.fake_engine import FakeEngine
 
@@ -126,3 +127,61 @@ def test_an_answer_that_is_none(fake: FakeEngine, garbage: bytes) -> None:
         DockerApi(fake.path).info()
     facts = SwarmFacts("active", "node1", "127.0.0.1", manager=True)
     assert DockerApi(fake.path).leadership(facts) is Leadership.UNKNOWN
+
+
+def test_an_engine_without_our_plugin_is_not_ours(fake: FakeEngine) -> None:
+    """Whatever it says of its own Swarm and networks; it is asked again when the right one may be there."""
+    fake.plugins = {"other"}
+    engine = DockerApi(fake.path, "1f2e3d4c5b6a7988")
+    questions: list[Callable[[], object]] = [
+        engine.info,
+        lambda: engine.list("networks"),
+        lambda: engine.events("network"),
+    ]
+    for ask in questions:
+        with pytest.raises(EngineAway, match=r"does not have this plugin \(1f2e3d4c5b6a\).*DOCKER_SOCKET"):
+            ask()
+    assert "/info" not in fake.calls
+    fake.plugins = {"1f2e3d4c5b6a7988"}
+    assert engine.info().node == "node1"
+    asked = len(fake.calls)
+    engine.info()
+    assert fake.calls[asked:] == ["/info"], "once is enough"
+    fake.stop()
+    with pytest.raises(EngineAway):
+        engine.info()
+    fake.start()
+    fake.plugins = set()
+    with pytest.raises(EngineAway, match="does not have this plugin"):
+        engine.info()
+
+
+def test_a_socket_that_is_elsewhere_is_told_with_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(EngineAway, match=r"there is no such socket; PYOVERLAY_DOCKER_SOCKET"):
+        DockerApi(tmp_path / "docker.sock").info()
+
+
+@pytest.mark.parametrize("denied", ["info", "nodes", "networks", "services", "plugins"])
+def test_what_is_denied_is_told_once_and_the_rest_is_answered(
+    fake: FakeEngine, denied: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    docker_api._tell_of_denial.cache_clear()
+    fake.denied, fake.plugins, fake.networks = {denied}, {"1f2e"}, {"n"}
+    engine = DockerApi(fake.path, "1f2e")
+    facts = SwarmFacts("active", "node1", "127.0.0.1", manager=True)
+    asked: dict[str, Callable[[], object]] = {
+        "info": engine.info,
+        "nodes": lambda: engine.leadership(facts),
+        "networks": lambda: engine.known_networks({"n"}),
+        "services": lambda: engine.list("services"),
+    }
+    for _ in range(2):
+        for what, ask in asked.items():
+            if what == denied != "nodes":
+                with pytest.raises(EngineAway, match="403"):
+                    ask()
+            else:
+                ask()
+    (told,) = [message for message in caplog.messages if "denies" in message]
+    assert f"GET /{denied}: " in told
+    assert "authorization denied by plugin gate: no" in told

@@ -132,6 +132,24 @@ def _remove_the_clone(scene: Scene) -> None:
     scene.ground.manager.docker("node", "rm", "-f", clone.name)
 
 
+SECOND = "pyoverlay2:latest"
+
+
+def _enable_a_second_copy(scene: Scene) -> None:
+    """Under another alias; it is refused, and told whose the networks are."""
+    host = scene.worker
+    config = scene.built / "config.json"
+    host.put_plugin(scene.built / "rootfs", config, SECOND, enable=False)
+    said = host.engine_log().count("already belong to the plugin")
+    refused = host.run(["docker", "plugin", "enable", SECOND], check=False)
+    assert refused.returncode != 0, "two copies are enabled at a time"
+    until(lambda: host.engine_log().count("already belong to the plugin") > said, "it is told why", 5)
+
+
+def _remove_the_second_copy(scene: Scene) -> None:
+    scene.worker.docker("plugin", "rm", SECOND)
+
+
 def _push_and_disable(scene: Scene) -> None:
     """Put a version with one file more into the lab's registry, from a host that does not run it."""
     scene.notes["version"] = unique("version")
@@ -496,6 +514,7 @@ FAULTS = (
     Fault("plugin removed and installed", _remove_plugin, _install_again, bound=10),
     Fault("state folder emptied", _empty_state, _enable, bound=10),
     Fault("clone joined", _join_a_clone, _remove_the_clone, lasts=0, bound=15, churn=False),
+    Fault("second copy of the plugin enabled", _enable_a_second_copy, _remove_the_second_copy, bound=10),
     Fault("plugin upgraded", _push_and_disable, _upgrade, bound=10, slow=True),
     Fault(
         "container stopped while the plugin was away",

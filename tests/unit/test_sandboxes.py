@@ -167,3 +167,25 @@ def test_silence_leaves_tables_as_they_are() -> None:
     world.say(1)
     assert world.of(BOX1) == {VIP: (at(1),)}
     world.sandboxes.stop()
+
+
+def test_a_namespace_that_never_appears_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an engine whose --exec-root we do not see; what was there and has ended is no such thing."""
+    monkeypatch.setattr("driver.reconcile.sandboxes._UNSEEN", 0.3)
+    world = World(state(record(1, 11)), FakeSandboxes(BOX1))
+    world.sandboxes.start()
+    try:
+        assert _soon(lambda: world.of(BOX1))
+        world.kernel.vanish(BOX1)
+        world.say(2, 11)
+        assert _soon(lambda: caplog.records)
+        new = endpoint(3)
+        world.update(lambda s: with_join(with_endpoint(s, new), NET, new.id, new.sandbox, "a Join"))
+        time.sleep(1)
+    finally:
+        world.sandboxes.stop()
+    (told,) = caplog.messages
+    assert f"namespace {BOX2} of a container cannot be seen" in told
+    assert "--exec-root below /run" in told

@@ -47,6 +47,7 @@ def test_every_setting_can_be_set() -> None:
             "PYOVERLAY_RUN_DIR": "/b",
             "PYOVERLAY_SWARM_DIR": "/c",
             "PYOVERLAY_SOCKET": "/d.sock",
+            "PYOVERLAY_DOCKER_SOCKET": "/e.sock",
         }
     )
     assert found.scope == "global"
@@ -55,7 +56,7 @@ def test_every_setting_can_be_set() -> None:
     assert found.shortcut == "off"
     assert found.vtep == ip_address("fd00::7")
     assert [str(path) for path in (found.state_dir, found.run_dir, found.swarm_dir)] == ["/a", "/b", "/c"]
-    assert str(found.socket) == "/d.sock"
+    assert (str(found.socket), str(found.docker_socket)) == ("/d.sock", "/e.sock")
 
 
 def test_store_auto_is_the_default() -> None:
@@ -91,6 +92,7 @@ def test_store_auto_is_the_default() -> None:
         ("RUN_DIR", "~"),
         ("SWARM_DIR", "."),
         ("SOCKET", "x.sock"),
+        ("DOCKER_SOCKET", "unix:///run/docker.sock"),
         ("SOCKET", "/" + "x" * 107),
     ],
 )
@@ -106,8 +108,8 @@ def test_a_wrong_value_is_named(name: str, value: str) -> None:
         ("VXLANPORT", "did you mean PYOVERLAY_VXLAN_PORT?"),
         ("vtep", "did you mean PYOVERLAY_VTEP?"),
         ("LOGLEVEL", "did you mean PYOVERLAY_LOG_LEVEL?"),
-        ("ENCRYPTION", "the settings are LOG_LEVEL, RUN_DIR, "),
-        ("", "the settings are LOG_LEVEL, RUN_DIR, "),
+        ("ENCRYPTION", "the settings are DOCKER_SOCKET, LOG_LEVEL, "),
+        ("", "the settings are DOCKER_SOCKET, LOG_LEVEL, "),
     ],
 )
 def test_an_unknown_name_is_refused(name: str, remedy: str) -> None:
@@ -126,6 +128,18 @@ def test_the_hosts_run_is_found_in_the_plugin(tmp_path: Path, monkeypatch: pytes
     assert load({}).run_dir == Path("/run")
     (tmp_path / "run").mkdir()
     assert load({}).run_dir == tmp_path / "run"
+
+
+def test_the_plugin_can_only_see_sockets_below_run() -> None:
+    """And an ordinary process sees all of them."""
+    (problem,) = problems(RUN_DIR="/host/run", DOCKER_SOCKET="/srv/docker.sock")
+    assert problem.startswith(
+        "PYOVERLAY_DOCKER_SOCKET: '/srv/docker.sock' is not valid: give a path below /run"
+    )
+    for path in ("/run/other/docker.sock", "/var/run/other/docker.sock"):
+        found = load({"PYOVERLAY_RUN_DIR": "/host/run", "PYOVERLAY_DOCKER_SOCKET": path})
+        assert str(found.host_path(path)) == "/host/run/other/docker.sock"
+    assert load({"PYOVERLAY_DOCKER_SOCKET": "/srv/docker.sock"}).docker_socket == Path("/srv/docker.sock")
 
 
 def test_settings_do_not_change() -> None:
