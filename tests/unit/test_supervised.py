@@ -263,6 +263,7 @@ class TestThreadsOfTheProduct:
         answers: list[Callable[[], object]] = [lambda: 1 // 0, frozenset]
         docker = DockerApi()
         monkeypatch.setattr(docker, "known_networks", lambda _networks: answers.pop(0)())
+        monkeypatch.setattr(docker, "vouches", lambda: True)
         census = Census(wish, docker, interval=0.01)
         census.start()
         assert _soon(lambda: not wish.state.networks)
