@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ import pytest
 from tests.e2e.conftest import put
 from tests.e2e.containers import DRIVER, Container, eventually, ours
 from tests.lab import CommandError, Host, Lab
-from tests.lab.busybox import busybox_tar
 
 ROOT = Path(__file__).parent.parent.parent
 NETWORK, OTHER = "owned", "pyoverlay2:latest"
@@ -113,57 +111,3 @@ def test_a_process_beside_the_plugin_is_refused(host: Host, pair: tuple[Containe
         assert process.returncode == 2
         assert f"{REFUSED}the plugin {first[:12]} " in told
         assert ours(host) == before
-
-
-SECOND = "unix:///run/second.sock"
-
-
-@contextmanager
-def second_engine(host: Host) -> Iterator[None]:
-    """Another engine on the machine, with folders and a socket of its own."""
-    argv = ["dockerd", "--data-root=/var/lib/second", "--exec-root=/run/second", "--pidfile=/run/second.pid"]
-    argv += [f"--host={SECOND}", "--bridge=none", "--iptables=false", "--storage-driver=overlay2"]
-    with (host.folder / "second.log").open("w") as log:
-        process = host.popen(argv, cgroups=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        assert eventually(lambda: second(host, "network", "ls", "-q", check=False), 30)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def second(host: Host, *args: str, check: bool = True) -> str:
-    return host.run(["docker", "-H", SECOND, *args], check=check, timeout=120).stdout
-
-
-@pytest.mark.faults
-@pytest.mark.timeout(300)
-def test_a_second_engines_plugin_is_refused_until_the_first_ends(
-    host: Host, built: Path, pair: tuple[Container, Container]
-) -> None:
-    """And then it serves its own engine: exec-root, data root and socket are other ones."""
-    one, two = pair
-    before, first = ours(host), plugin_id(host, DRIVER)
-    with second_engine(host):
-        second(host, "plugin", "create", DRIVER, str(built))
-        second(host, "plugin", "set", DRIVER, "PYOVERLAY_DOCKER_SOCKET=/run/second.sock")
-        with no_ping_lost(one, two):
-            with pytest.raises(CommandError):
-                second(host, "plugin", "enable", DRIVER)
-            assert f"{REFUSED}the plugin {first[:12]} " in (host.folder / "second.log").read_text()
-            assert ours(host) == before
-        host.docker("plugin", "disable", "-f", DRIVER)
-        second(host, "plugin", "enable", DRIVER)
-        second(host, "load", "--input", str(busybox_tar()))
-        second(host, "network", "create", "-d", DRIVER, "--internal", "--subnet", "10.231.0.0/24", "far")
-        try:
-            for name in ("three", "four"):
-                run = ["run", "-d", "--name", name, "--network", "far", "busybox:latest", "sleep", "86400"]
-                second(host, *run)
-            assert "0% packet loss" in second(host, "exec", "three", "ping", "-c", "3", "four")
-            assert one.pings(two.address(NETWORK)), "the first engine's containers keep their network"
-        finally:
-            second(host, "rm", "-f", "three", "four")
-            second(host, "network", "rm", "far")
-            second(host, "plugin", "disable", "-f", DRIVER)
