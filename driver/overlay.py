@@ -305,6 +305,15 @@ class Overlay:
         self, state: State, network: NetworkId, endpoint: EndpointId, interfaces: Sequence[Interface]
     ) -> None:
         for interface in interfaces:
+            service = state.services.get(network, {}).get(interface.ip)
+            if service is not None and endpoint not in state.endpoints:
+                # All hosts would take the address for the container's, and nobody would reach the service.
+                raise Conflict(
+                    f"address {interface.ip} is the virtual address of service {service.name}. When a "
+                    "service's container is connected by hand, the engine chooses an address without "
+                    "asking the Swarm: have the Swarm replace it, docker service update --force "
+                    f"{service.name}"
+                )
             holder = self._mode.holder(state, network, interface.ip)
             if holder is not None and holder.id != endpoint:
                 raise Conflict(

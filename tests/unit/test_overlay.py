@@ -38,6 +38,7 @@ from driver.reconcile.networks import NetworkReconciler
 from driver.wish.errors import BadRequest, Conflict, KernelError, NotFound, Unsupported
 from driver.wish.model import Host, Phase, Subnet, Underlay
 from driver.wish.options import REFUSED
+from driver.wish.records import ServiceRecord
 from driver.wish.state import State
 from driver.wish.values import TUNNEL_MTU, EndpointId, Mac, NetworkId, NodeId, mac_of, octets
 from driver.wish.wish import Wish
@@ -393,6 +394,23 @@ def test_addresses_outside_of_the_network_are_refused(nodes: list[Node]) -> None
         nodes[0].overlay.create_endpoint(NET, EP, [ip_interface("10.99.0.4/24")], None, {})
     with pytest.raises(BadRequest, match="IPAM driver must give an address"):
         nodes[0].overlay.create_endpoint(NET, EP, [], None, {})
+
+
+def test_a_services_virtual_address_is_refused_and_the_others_go_on(nodes: list[Node]) -> None:
+    """As the engine gives it to a task's container that is disconnected and connected again by hand."""
+    node = nodes[0]
+    node.create()
+    node.attach(EP, "10.62.0.4")
+    vip = ip_address("10.62.0.2")
+    service = ServiceRecord(NetworkId(NET), vip, "web", (ip_address("10.62.0.4"),))
+    node.wish.change(lambda s: replace(s, services={NetworkId(NET): {vip: service}}))
+    with pytest.raises(Conflict, match=r"10\.62\.0\.2 .* of service web.*docker service update --force web"):
+        node.overlay.create_endpoint(NET, EP2, [ip_interface("10.62.0.2/24")], None, {})
+    assert node.wish.state.endpoints.keys() == {EndpointId(EP)}
+    node.overlay.create_endpoint(NET, EP2, [ip_interface("10.62.0.5/24")], None, {})
+    late = replace(service, vip=ip_address("10.62.0.5"))
+    node.wish.change(lambda s: replace(s, services={NetworkId(NET): {late.vip: late}}))
+    node.overlay.create_endpoint(NET, EP2, [ip_interface("10.62.0.5/24")], None, {})
 
 
 def test_a_live_duplicate_address_is_refused_outside_of_a_swarm(cluster: MemoryStore) -> None:
