@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from ipaddress import ip_address, ip_interface, ip_network
 
 from driver.cluster.memory import MemoryControlPlane, MemoryStore
@@ -16,7 +16,7 @@ from driver.cluster.peering import Peering
 from driver.kernel import Kernel, netns
 from driver.kernel.balancers.sandboxes import NetlinkSandboxes
 from driver.kernel.host import NetlinkKernel
-from driver.kernel.names import container_name
+from driver.kernel.names import container_name, namespace_name, port_name
 from driver.mode import InSwarm
 from driver.overlay import Overlay
 from driver.reconcile.networks import NetworkReconciler
@@ -24,7 +24,7 @@ from driver.reconcile.sandboxes import SandboxReconciler
 from driver.wish.model import Host as HostState
 from driver.wish.model import Subnet
 from driver.wish.state import State
-from driver.wish.values import EndpointId, Mac, NodeId
+from driver.wish.values import EndpointId, Mac, NetworkId, NodeId
 from driver.wish.wish import Wish
 from tests.fakes.disk import MemoryDisk
 from tests.kernel.hosts import Host, Space, eventually
@@ -87,7 +87,17 @@ class Machine:
         self.overlay.join(network, endpoint, space.path)
         self.host.run(f"ip link set {container_name(EndpointId(endpoint))} netns {space.path} name eth0")
         space.run(f"ip address add {address}/{length} dev eth0; ip link set eth0 up")
+        assert eventually(lambda: self._forwards(network, endpoint))
         return space
+
+    def _forwards(self, network: str, endpoint: str) -> bool:
+        """Tell whether the bridge passes frames on to a container.
+
+        It hears of the device from a worker of the kernel, linkwatch: on a busy machine some time later.
+        """
+        with closing(self.host.overlay(namespace_name(NetworkId(network)))) as overlay:
+            states = {one["ifname"]: one["state"] for one in overlay.json("bridge -j link show")}
+        return bool(states[port_name(EndpointId(endpoint))] == "forwarding")
 
     def stop(self) -> None:
         self.peering.stop(leave=False)

@@ -49,7 +49,7 @@ def test_who_knew_it_before_reaches_it_at_once(machines: list[Machine], directio
     assert eventually(lambda: ip_address(ADDRESS) not in here.wish.state.peers.entries[NET])
     target.attach(NET, ADDRESS)
     assert eventually(lambda: target is here or ip_address(ADDRESS) in here.wish.state.peers.entries[NET])
-    here.reconciler.wait_applied(NET, here.wish.snapshot()[1], 1)
+    here.reconciler.wait_applied(NET, here.wish.snapshot()[1], 30)
     with Meter(client, ADDRESS) as ping:
         time.sleep(0.3)
     assert len(ping.sent) > 20
