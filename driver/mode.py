@@ -44,6 +44,12 @@ class Mode(Protocol):
     def check_subnets(self, subnets: Sequence[Subnet]) -> None:
         """Raise BadRequest for subnets that one network cannot have."""
 
+    def versions(self, network: NetworkId) -> Collection[int]:
+        """Return the versions of IP that containers of *network* are served with."""
+
+    def tells_later(self, network: NetworkId) -> bool:
+        """Tell whether a refusal of *network* reaches a user only when a container wants it (ADR 5)."""
+
     def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:
         """Return the VNIs that *network* cannot have; *asked* tells whether the user named its own."""
 
@@ -73,6 +79,14 @@ class Alone:
     def check_subnets(self, subnets: Sequence[Subnet]) -> None:
         """Raise BadRequest for subnets that one network cannot have."""
         check_subnets(subnets, swarm=False)
+
+    def versions(self, network: NetworkId) -> Collection[int]:
+        """Return both."""
+        return 4, 6
+
+    def tells_later(self, network: NetworkId) -> bool:
+        """Return False: who makes a network waits for the answer."""
+        return False
 
     def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:
         """Return the VNIs of the other networks; what remains of a Swarm's network yields to the user."""
@@ -119,6 +133,18 @@ class InSwarm:
     def check_subnets(self, subnets: Sequence[Subnet]) -> None:
         """Raise BadRequest for subnets that one network cannot have, IPv6 among them."""
         check_subnets(subnets, swarm=True)
+
+    def versions(self, network: NetworkId) -> Collection[int]:
+        """Return IPv4 alone for the Swarm's networks.
+
+        With `--ipv6`, each engine from 27 on draws an IPv6 subnet of its own, of which no other node knows
+        (moby#43615). The built-in overlay leaves that aside as well.
+        """
+        return (4, 6) if is_of_one_host(network) else (4,)
+
+    def tells_later(self, network: NetworkId) -> bool:
+        """Return True for the Swarm's networks: the engine makes one for a task and keeps errors to itself."""
+        return not is_of_one_host(network)
 
     def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:
         """Return none: what the leader has chosen is not questioned."""

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 
 from driver.cluster.peering import Peering
 from driver.kernel.names import container_name, port_name
@@ -41,6 +42,7 @@ from driver.wish.state import (
     with_join_undone,
     with_leave,
     with_network,
+    with_refusal,
     without_allocation,
     without_endpoint,
     without_network,
@@ -70,10 +72,10 @@ ANNOUNCE_BUDGET = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route for the container: *destination* via *next_hop*, which is on its subnet."""
+    """A route for the container: *destination* via *next_hop*, which is on its subnet; None: it is there."""
 
     destination: Prefix
-    next_hop: Address
+    next_hop: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,13 @@ class Attachment:
 
     interface: str
     routes: tuple[Route, ...] = ()
+
+
+MULTICAST = Route(IPv4Network("224.0.0.0/4"))
+"""Without it, groups leave by the default route, which is docker_gwbridge's, or not at all with `--internal`.
+
+IPv6 needs none: its kernel gives each device a route to ff00::/8.
+"""
 
 
 class Overlay:
@@ -151,24 +160,52 @@ class Overlay:
 
         The same network again, changed or not, replaces the record: after an unclean stop
         the engine creates Swarm networks anew without having deleted them.
+
+        What is wrong with a Swarm's network is said by create_endpoint: the engine would keep an answer
+        from here to itself, and have the container wait for 20 s (ADR 5).
         """
         self._check_mode()
         network_id = NetworkId(parse_id("NetworkID", network))
         self._mode.check_maker(self._wish.state, network_id)
+        try:
+            self._make_network(network_id, options, subnets, internal=internal)
+        except (BadRequest, Conflict) as refusal:
+            if not self._mode.tells_later(network_id):
+                raise
+            log.warning("network %s is refused: %s", network, refusal)
+            reason = str(refusal)
+            self._wish.change(lambda state: with_refusal(state, network_id, reason))
+        self._mode.await_turn()
+
+    def _make_network(
+        self, network: NetworkId, options: Mapping[str, str], subnets: Sequence[Subnet], *, internal: bool
+    ) -> None:
         parsed = self._parse(options)
-        self._mode.check_subnets(subnets)
-        groups = segments_of(subnets)
+        served = self._served(network, subnets)
+        self._mode.check_subnets(served)
+        groups = segments_of(served)
 
         def transition(state: State) -> State:
-            taken = self._mode.taken_vnis(state, network_id, asked=bool(parsed.vnis))
-            vnis = choose_vnis(network_id, parsed.vnis, len(groups), taken)
+            taken = self._mode.taken_vnis(state, network, asked=bool(parsed.vnis))
+            vnis = choose_vnis(network, parsed.vnis, len(groups), taken)
             segments = build_segments(vnis, groups)
-            made = Network(network_id, segments, parsed.port, parsed.mtu, parsed.underlay_mtu, internal)
+            made = Network(network, segments, parsed.port, parsed.mtu, parsed.underlay_mtu, internal)
             self._check_mtu(state, made)
             return with_network(state, made)
 
         self._wish.change(transition)
-        self._mode.await_turn()
+
+    def _served(self, network: NetworkId, subnets: Sequence[Subnet]) -> Sequence[Subnet]:
+        """Leave out the subnets that only this host's engine knows of, unless there are no others."""
+        versions = self._mode.versions(network)
+        served = [subnet for subnet in subnets if subnet.prefix.version in versions]
+        if left := [str(subnet.prefix) for subnet in subnets if served and subnet not in served]:
+            log.warning(
+                "network %s: IPv6 (%s) is not served in a Swarm (moby#24379); IPv4 works",
+                network,
+                ", ".join(left),
+            )
+        return served or subnets
 
     def delete_network(self, network: str) -> None:
         """Forget a network and all of it in the kernel; an unknown one is no error."""
@@ -193,21 +230,24 @@ class Overlay:
         check_endpoint_options(options)
         if not interfaces:
             raise BadRequest.field("Interface.Address", "", "the network's IPAM driver must give an address")
-        chosen = mac or mac_of(interfaces[0].ip)
+        versions = self._mode.versions(network_id)
+        served = tuple(i for i in interfaces if i.version in versions) or tuple(interfaces)
+        chosen = mac or mac_of(served[0].ip)
         now = time.time_ns() // 1_000_000
         if network_id not in self._wish.state.networks:
             self._await_recovery()
 
         def transition(state: State) -> State:
             known = state.network(network_id)
-            _check_addresses(known, interfaces)
-            self._check_free(state, network_id, endpoint_id, interfaces)
+            _check_addresses(known, served)
+            self._check_free(state, network_id, endpoint_id, served)
             former = state.endpoints.get(endpoint_id)
             claimed = (
                 former.claimed if former else claim_number(state, now)
             )  # a repeated call is no new claim
             return with_endpoint(
-                state, Endpoint(endpoint_id, network_id, tuple(interfaces), chosen, claimed=claimed)
+                state,
+                Endpoint(endpoint_id, network_id, served, chosen, claimed=claimed),
             )
 
         self._wish.change(transition)
@@ -235,7 +275,7 @@ class Overlay:
         self._check_mtu(state, known)
         log.debug("endpoint %s joins sandbox %s", endpoint_id, sandbox)
         this = object()
-        revision = self._wish.change(lambda s: with_join(s, network_id, endpoint_id, sandbox, this))
+        multicast, revision = self._begin_join(network_id, endpoint_id, sandbox, this)
         try:
             self._reconciler.wait_applied(network_id, revision, KERNEL_DEADLINE, port_name(endpoint_id))
         except KernelError:
@@ -244,7 +284,16 @@ class Overlay:
             raise
         self._announce(network_id, endpoint_id)
         self._wish.change(lambda s: with_join_answered(s, endpoint_id, this))
-        return Attachment(container_name(endpoint_id), _routes(known, joined))
+        routes = _routes(known, joined)
+        return Attachment(container_name(endpoint_id), (*routes, MULTICAST) if multicast else routes)
+
+    def _begin_join(
+        self, network: NetworkId, endpoint: EndpointId, sandbox: str, join: object
+    ) -> tuple[bool, int]:
+        """Return whether the container's multicast leaves by *endpoint*, and the revision to wait for."""
+        revision = self._wish.change(lambda s: with_join(s, network, endpoint, sandbox, join))
+        placed = self._wish.state.endpoints.get(endpoint)
+        return placed is not None and placed.multicast, revision
 
     def leave(self, network: str, endpoint: str) -> None:
         """Stop announcing an endpoint; the pair stays for the engine to move back.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NEXT_HOP, CONNECTED = 0, 1
+"""RouteType (moby `libnetwork/types`)."""
 NODE_DISCOVERY = 1
 """DiscoveryType of hosts (moby `libnetwork/discoverapi`); the others carry the engine's own keys."""
 
@@ -136,7 +138,11 @@ class NetworkDriver:
         return wire.JoinAnswer(
             InterfaceName=wire.Device(SrcName=attachment.interface),
             StaticRoutes=tuple(
-                wire.StaticRoute(Destination=route.destination, NextHop=route.next_hop)
+                wire.StaticRoute(
+                    Destination=route.destination,
+                    NextHop=route.next_hop,
+                    RouteType=NEXT_HOP if route.next_hop else CONNECTED,
+                )
                 for route in attachment.routes
             ),
         )

@@ -223,10 +223,10 @@ class Device(Message):
 
 
 class StaticRoute(Message):
-    """A route inside the container; type 0 goes through a next hop."""
+    """A route inside the container: of type 0 through a next hop, of type 1 on the link."""
 
     Destination: Prefix
-    NextHop: Address
+    NextHop: Address | None = None
     RouteType: int = 0
 
 

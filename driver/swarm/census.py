@@ -59,7 +59,7 @@ class Census:
     def _look(self) -> None:
         """Forget what the engine does not know, if it is the one that this host's networks were made by."""
         state = self._wish.state
-        doubtful = [network for network in state.networks if network in state.doubtful]
+        doubtful = [network for network in (*state.networks, *state.refused) if network in state.doubtful]
         asked = {*doubtful, *state.allocations}
         known = self._docker.known_networks(asked) if asked else frozenset()
         if not asked or known or self._docker.vouches() or self._docker.known_networks({*state.networks}):

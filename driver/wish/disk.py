@@ -48,6 +48,7 @@ def encode(state: State) -> dict[str, Any]:
         "networks": [_network(network) for network in state.networks.values()],
         "endpoints": [_endpoint(endpoint) for endpoint in state.endpoints.values()],
         "allocations": {network: list(vnis) for network, vnis in state.allocations.items()},
+        **({"refused": dict(state.refused)} if state.refused else {}),
     }
 
 
@@ -60,6 +61,7 @@ def decode(body: dict[str, Any]) -> State:
         networks={network.id: network for network in networks},
         endpoints={endpoint.id: endpoint for endpoint in endpoints},
         allocations={NetworkId(n): tuple(map(Vni, v)) for n, v in body["allocations"].items()},
+        refused={NetworkId(n): str(reason) for n, reason in body.get("refused", {}).items()},
     )
 
 
@@ -131,6 +133,7 @@ def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
         "phase": endpoint.phase.value,
         "sandbox": endpoint.sandbox,
         **({"claimed": endpoint.claimed} if endpoint.claimed else {}),
+        **({"multicast": True} if endpoint.multicast else {}),
     }
 
 
@@ -143,6 +146,7 @@ def _read_endpoint(item: dict[str, Any]) -> Endpoint:
         Phase(item["phase"]),
         item.get("sandbox", ""),  # of a version that did not know it
         item.get("claimed", 0),
+        item.get("multicast", False),
     )
 
 

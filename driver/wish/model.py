@@ -81,6 +81,8 @@ class Endpoint:
     claimed: int = 0
     """The number of its claim, see `state.claim_number`; 0 if a version made it that did not say so. Of two
     hosts with one address, the higher number counts where no store can tell which claim came later."""
+    multicast: bool = False
+    """Whether multicast for which the container chooses no interface leaves by this one."""
 
     @property
     def addresses(self) -> frozenset[Address]:

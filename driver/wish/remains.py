@@ -115,7 +115,8 @@ def _endpoints(network: Network, told: Told, remains: Remains) -> Collection[End
         interfaces = tuple(i for a in addresses if (i := _interface(network, a)) is not None)
         if interfaces:
             mac = told.macs.get(id_) or remains.macs.get(id_) or mac_of(interfaces[0].ip)
-            found.append(Endpoint(id_, network.id, interfaces, mac, Phase.JOINED))
+            # It may have the route: a second one would be refused by the kernel (state.with_join).
+            found.append(Endpoint(id_, network.id, interfaces, mac, Phase.JOINED, multicast=True))
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from driver.wish.errors import NotFound
+from driver.wish.errors import BadRequest, NotFound
 from driver.wish.life import LIVES, Event, Life
 from driver.wish.model import Endpoint, Host, Network, Peers, Phase
 from driver.wish.peers import forget_network
@@ -34,6 +34,8 @@ class State:
     endpoints: Mapping[EndpointId, Endpoint] = field(default_factory=dict)
     allocations: Mapping[NetworkId, tuple[Vni, ...]] = field(default_factory=dict)
     """VNIs handed out as the Swarm's leader."""
+    refused: Mapping[NetworkId, str] = field(default_factory=dict)
+    """Networks of the Swarm that cannot be had, and why. The engine believes that they are there (ADR 5)."""
     joining: Mapping[EndpointId, object] = field(default_factory=dict)
     """Endpoints whose veth pair must be made now, and the Join that waits: it alone may end that."""
     doubtful: frozenset[NetworkId | EndpointId] = frozenset()
@@ -53,7 +55,9 @@ class State:
     """The MTU of this host's underlay; None before the kernel was asked."""
 
     def network(self, network: NetworkId) -> Network:
-        """Return a network; raise NotFound with what to do."""
+        """Return a network; raise BadRequest if it was refused, else NotFound, with what to do."""
+        if network in self.refused:
+            raise BadRequest(self.refused[network])
         try:
             return self.networks[network]
         except KeyError:
@@ -98,7 +102,7 @@ class State:
 
     def durable(self) -> tuple[object, ...]:
         """Return what must be on disk."""
-        return (self.host, self.networks, self.endpoints, self.allocations)
+        return (self.host, self.networks, self.endpoints, self.allocations, self.refused)
 
 
 def after_restart(state: State) -> State:
@@ -109,7 +113,9 @@ def after_restart(state: State) -> State:
     """
     believed = _after(state, Event.RESTART, state.endpoints)
     joined = {e.network for e in believed.endpoints.values() if e.id not in believed.doubtful}
-    return replace(believed, doubtful=believed.doubtful | (state.networks.keys() - joined))
+    return replace(
+        believed, doubtful=believed.doubtful | (state.networks.keys() - joined) | state.refused.keys()
+    )
 
 
 def as_member(state: State, member: str, fresh: NodeId) -> State:
@@ -137,16 +143,27 @@ def as_member(state: State, member: str, fresh: NodeId) -> State:
 
 def with_network(state: State, network: Network) -> State:
     """Add or replace a network."""
-    networks = {**state.networks, network.id: network}
-    return replace(state, networks=networks, doubtful=state.doubtful - {network.id})
+    return replace(
+        state,
+        networks={**state.networks, network.id: network},
+        refused=_without(state.refused, network.id),
+        doubtful=state.doubtful - {network.id},
+    )
+
+
+def with_refusal(state: State, network: NetworkId, reason: str) -> State:
+    """Keep only the *reason* why there is no such network, for whoever wants an endpoint in it."""
+    without = without_network(state, network)
+    return replace(without, refused={**without.refused, network: reason})
 
 
 def without_network(state: State, network: NetworkId) -> State:
-    """Remove a network, the endpoints that nobody deleted, and what was heard of it."""
+    """Remove a network or its refusal, the endpoints that nobody deleted, and what was heard of it."""
     left = _after(state, Event.NETWORK_GONE, [e.id for e in state.endpoints_of(network)])
     return replace(
         left,
         networks=_without(state.networks, network),
+        refused=_without(state.refused, network),
         doubtful=left.doubtful - {network},
         peers=forget_network(state.peers, network),
         services=_without(state.services, network),
@@ -193,13 +210,20 @@ def with_join(state: State, network: NetworkId, endpoint: EndpointId, sandbox: s
     """
     state.endpoint(network, endpoint)
     joining = _after(state, Event.JOIN, [endpoint])
-    placed = replace(joining.endpoints[endpoint], sandbox=sandbox)
+    joined = joining.endpoints[endpoint]
+    placed = replace(joined, sandbox=sandbox, multicast=_may_have_multicast(state, joined, sandbox))
     return replace(
         joining,
         endpoints={**joining.endpoints, endpoint: placed},
         joining={**joining.joining, endpoint: join},
         doubtful=joining.doubtful - {network},
     )
+
+
+def _may_have_multicast(state: State, endpoint: Endpoint, sandbox: str) -> bool:
+    """Tell whether nothing else in *sandbox* has multicast: the kernel refuses a second such route."""
+    others = (e for e in state.receivers() if e.id != endpoint.id and e.sandbox == sandbox)
+    return any(i.version == 4 for i in endpoint.interfaces) and not any(e.multicast for e in others)
 
 
 def with_join_answered(state: State, endpoint: EndpointId, join: object) -> State:

@@ -14,7 +14,7 @@ import pytest
 from driver.swarm.census import Census
 from driver.swarm.docker_api import DockerApi
 from driver.wish.model import Host, Network
-from driver.wish.state import State, with_allocation, with_network
+from driver.wish.state import State, with_allocation, with_network, with_refusal
 from driver.wish.values import NetworkId, NodeId, Vni
 from driver.wish.wish import Wish
 from tests.cluster.fake_engine import FakeEngine
@@ -81,6 +81,13 @@ def test_a_part_of_an_id_is_not_the_network(wish: Wish, census: Census, fake: Fa
     fake.networks = {KNOWN, f"{GHOST}2"}
     census.start()
     wait_until(lambda: set(wish.state.networks) == {KNOWN, ALIVE})
+
+
+def test_a_refused_network_is_forgotten_like_any_other(wish: Wish, census: Census, fake: FakeEngine) -> None:
+    wish.change(lambda state: with_refusal(with_refusal(state, GHOST, "a reason"), ALIVE, "a reason"))
+    wish.change(lambda state: replace(state, doubtful=frozenset({GHOST})))
+    census.start()
+    wait_until(lambda: set(wish.state.refused) == {ALIVE})
 
 
 def test_an_engine_that_is_away_says_nothing(wish: Wish, census: Census, fake: FakeEngine) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from driver.overlay import MULTICAST, Attachment
 from driver.wish.errors import DriverError, NotFound
 from driver.wish.model import Subnet
 from ipam.errors import Exhausted
@@ -170,6 +171,17 @@ def test_19_join_answers_no_gateway(client: FlaskClient) -> None:
         "InterfaceName": {"SrcName": "pyo1190b22f0dca", "DstPrefix": "eth"},
         "StaticRoutes": [{"Destination": "10.0.2.0/24", "RouteType": 0, "NextHop": "10.0.2.1"}],
     }
+
+
+def test_a_route_without_a_next_hop_is_one_on_the_link(
+    client: FlaskClient, networks: FakeNetworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine adds a route of type 1 to the interface (moby libnetwork/osl: setInterfaceRoutes)."""
+    attached = Attachment("pyo1190b22f0dca", (MULTICAST,))
+    monkeypatch.setattr(networks, "join", lambda *_: attached)
+    assert call(client, "NetworkDriver.Join", sample("NetworkDriver.Join"))["StaticRoutes"] == [
+        {"Destination": "224.0.0.0/4", "RouteType": 1}
+    ]
 
 
 def test_25_an_auxiliary_address_may_be_nonsense(client: FlaskClient, networks: FakeNetworks) -> None:

@@ -60,6 +60,15 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert WishFile(tmp_path / "sub" / "state.json").load() == STATE
 
 
+def test_what_versions_before_did_not_know_is_read_back_and_is_not_there_without_need(tmp_path: Path) -> None:
+    one = replace(STATE.endpoints[EndpointId("ep")], multicast=True)
+    more = replace(STATE, endpoints={one.id: one}, refused={NetworkId("bad"): "a reason"})
+    WishFile(tmp_path / "state.json").save(more)
+    assert WishFile(tmp_path / "state.json").load() == more
+    assert "refused" not in encode(STATE)
+    assert "multicast" not in encode(STATE)["endpoints"][0]
+
+
 def test_a_file_of_a_version_that_knew_no_sandboxes_is_read(tmp_path: Path) -> None:
     body = encode(STATE)
     for endpoint in body["endpoints"]:

@@ -33,7 +33,7 @@ from driver.kernel.names import ALIAS_MAX, container_name, namespace_name, port_
 from driver.kernel.objects import KernelState
 from driver.kernel.ops import Set
 from driver.mode import Alone, InSwarm, Mode
-from driver.overlay import Overlay, Route
+from driver.overlay import MULTICAST, Overlay, Route
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.errors import BadRequest, Conflict, KernelError, NotFound, Unsupported
 from driver.wish.model import Host, Phase, Subnet, Underlay
@@ -361,7 +361,7 @@ def test_subnets_are_routed_by_the_own_gateway(nodes: list[Node]) -> None:
     node.overlay.create_network(NET, {}, [*SUBNETS, other], internal=False)
     node.overlay.create_endpoint(NET, EP, [ip_interface("10.63.0.7/24")], None, {})
     routes = node.overlay.join(NET, EP, "").routes
-    assert routes == (Route(SUBNETS[0].prefix, ip_address("10.63.0.1")),)
+    assert routes == (Route(SUBNETS[0].prefix, ip_address("10.63.0.1")), MULTICAST)
 
 
 @pytest.mark.parametrize("fours", [1, 2, 20])
@@ -382,7 +382,7 @@ def test_an_endpoint_may_have_an_address_of_any_ipv4_and_any_ipv6_subnet(
             routes = node.overlay.join(NET, endpoint, "").routes
             ways = {Route(s.prefix, v4.gateway) for s in four if s != v4 and v4.gateway}
             ways |= {Route(s.prefix, v6.gateway) for s in six if s != v6 and v6.gateway}
-            assert set(routes) == ways
+            assert set(routes) - {MULTICAST} == ways
         assert len(_vxlan(node).alias) <= ALIAS_MAX
     finally:
         node.end()
@@ -659,8 +659,9 @@ class TestAllocation:
         service.allocate_network("oldnetwork", {"vni": "70001"}, SUBNETS)
         answer = service.allocate_network(NET, {"vni": "70001"}, SUBNETS)
         assert "70001 is used" in answer[REFUSED]
+        nodes[1].create(dict(answer))
         with pytest.raises(BadRequest, match="70001 is used"):
-            nodes[1].create(dict(answer))
+            nodes[1].attach(EP, "10.62.0.4")
         service.free_network("oldnetwork")
         assert REFUSED not in service.allocate_network(NET, answer, SUBNETS)
 
@@ -668,6 +669,143 @@ class TestAllocation:
         answer = nodes[0].overlay.allocate_network(NET, {"mtu": "12"}, SUBNETS)
         with pytest.raises(BadRequest, match="mtu: '12'"):
             nodes[1].overlay.check_network(answer)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"vnni": "5"}, "vnni"),
+        ({"vni": "5,6"}, "one VNI for each"),
+        ({REFUSED: "the leader's words"}, "words"),
+    ],
+)
+def test_a_refused_network_of_a_swarm_tells_whoever_wants_an_endpoint(
+    nodes: list[Node], options: dict[str, str], reason: str
+) -> None:
+    node = nodes[0]
+    node.create(options)
+    for _ in range(2):
+        with pytest.raises(BadRequest, match=reason):
+            node.overlay.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+        with pytest.raises(BadRequest, match=reason):
+            node.overlay.join(NET, EP, "")
+        assert list(node.kernel.namespaces()) == []
+        said = publication(node.wish.state)
+        assert not said.networks
+        assert not said.endpoints
+        assert not node.wish.state.networks
+        assert not node.wish.state.allocations
+        node.end()
+        node.begin()
+    node.overlay.delete_network(NET)
+    assert not node.wish.state.refused
+    with pytest.raises(NotFound):
+        node.overlay.create_endpoint(NET, EP, [ip_interface("10.62.0.4/24")], None, {})
+
+
+def test_a_refused_network_may_come_again_without_its_fault_and_with_it(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.create({"vnni": "5"})
+    node.create({})
+    node.attach(EP, "10.62.0.4")
+    node.create({"vnni": "5"})
+    assert not node.wish.state.endpoints
+    with pytest.raises(BadRequest, match="vnni"):
+        node.attach(EP2, "10.62.0.5")
+    assert _soon(lambda: list(node.kernel.namespaces()) == [])
+
+
+def test_a_refused_network_holds_no_vni(cluster: MemoryStore) -> None:
+    node, old, new = Node(1, cluster), NET, "b2" * 12
+    try:
+        node.create({"vni": "5000", "vnni": "5"}, old)
+        answer = node.overlay.allocate_network(new, {"vni": "5000"}, SUBNETS)
+        assert answer["vni"] == "5000"
+    finally:
+        node.end()
+
+
+def test_by_itself_a_host_refuses_a_network_at_once(cluster: MemoryStore) -> None:
+    node = Node(1, cluster, Alone)
+    try:
+        with pytest.raises(BadRequest, match="vnni"):
+            node.create({"vnni": "5"}, "a1" * 32)
+        assert not node.wish.state.refused
+    finally:
+        node.end()
+
+
+def test_what_may_pass_soon_is_refused_at_once_also_in_a_swarm(cluster: MemoryStore) -> None:
+    """A network that is recorded as refused stays so; a task that is rejected is tried again."""
+    node = Node(1, cluster, lambda: InSwarm(lambda: False))
+    try:
+        with pytest.raises(Unsupported, match="try again"):
+            node.create()
+        assert not node.wish.state.refused
+    finally:
+        node.end()
+
+
+SIX = Subnet(ip_network("fd00::/64"), ip_address("fd00::1"))
+
+
+def test_ipv6_that_an_engine_of_a_swarm_draws_by_itself_is_left_aside(
+    nodes: list[Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, _ = nodes
+    two.create()
+    one.overlay.create_network(NET, {}, [*SUBNETS, SIX], internal=False)
+    assert "fd00::/64" in caplog.text
+    assert "IPv4 works" in caplog.text
+    both = [ip_interface("10.62.0.4/24"), ip_interface("fd00::4/64")]
+    assert one.overlay.create_endpoint(NET, EP, both, None, {}) == mac_of(both[0].ip)
+    one.kernel.take(one.overlay.join(NET, EP, "/run/docker/netns/x").interface)
+    two.attach(EP2, "10.62.0.5")
+    assert _soon(lambda: two.rows() == {"10.62.0.4": "192.0.2.1"})
+    assert _soon(lambda: one.rows() == {"10.62.0.5": "192.0.2.2"})
+    vnis = {o.vni for node in (one, two) for o in node.have().values() if isinstance(o, Vxlan)}
+    assert len(vnis) == 1
+
+
+def test_without_ipv4_a_network_of_a_swarm_is_refused(nodes: list[Node]) -> None:
+    nodes[0].overlay.create_network(NET, {}, [SIX], internal=False)
+    with pytest.raises(BadRequest, match=r"fd00::/64.*IPv4"):
+        nodes[0].overlay.create_endpoint(NET, EP, [ip_interface("fd00::4/64")], None, {})
+
+
+def test_multicast_leaves_by_the_first_network_of_a_container(nodes: list[Node]) -> None:
+    """The kernel refuses a second route to the same groups, and with it the container's start."""
+    node, nets = nodes[0], ("a1" * 12, "b2" * 12, "c3" * 12)
+    eps = [str(number) * 64 for number in range(4)]
+    for net in nets:
+        node.create(network=net)
+
+    def join(net: str, endpoint: str, sandbox: str) -> bool:
+        address = f"10.62.0.{eps.index(endpoint) + 4}/24"
+        node.overlay.create_endpoint(net, endpoint, [ip_interface(address)], None, {})
+        attached = node.overlay.join(net, endpoint, sandbox)
+        node.kernel.take(attached.interface)
+        return MULTICAST in attached.routes
+
+    assert join(nets[0], eps[0], "/run/one")
+    assert not join(nets[1], eps[1], "/run/one")
+    assert join(nets[0], eps[2], "/run/two")
+    node.end()
+    node.begin()
+    node.overlay.join(nets[1], eps[1], "/run/one")
+    assert not node.wish.state.endpoints[EndpointId(eps[1])].multicast
+    node.detach(eps[0], nets[0])
+    assert join(nets[2], eps[3], "/run/one")
+
+
+def test_ipv6_alone_needs_no_route_for_multicast(cluster: MemoryStore) -> None:
+    node = Node(1, cluster, Alone)
+    try:
+        node.overlay.create_network(NET, {}, [SIX], internal=True)
+        node.overlay.create_endpoint(NET, EP, [ip_interface("fd00::4/64")], None, {})
+        assert node.overlay.join(NET, EP, "").routes == ()
+    finally:
+        node.end()
 
 
 def test_a_restart_adopts_and_changes_nothing(nodes: list[Node]) -> None:
