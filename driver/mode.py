@@ -143,7 +143,7 @@ class InSwarm:
         return (4, 6) if is_of_one_host(network) else (4,)
 
     def tells_later(self, network: NetworkId) -> bool:
-        """Return True for the Swarm's networks: the engine makes one for a task and keeps errors to itself."""
+        """Return True for the Swarm's networks: an engine makes one for a task and keeps errors."""
         return not is_of_one_host(network)
 
     def taken_vnis(self, state: State, network: NetworkId, *, asked: bool) -> Collection[Vni]:

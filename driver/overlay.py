@@ -234,7 +234,7 @@ class Overlay:
         served = tuple(i for i in interfaces if i.version in versions) or tuple(interfaces)
         chosen = mac or mac_of(served[0].ip)
         now = time.time_ns() // 1_000_000
-        if network_id not in self._wish.state.networks:
+        if not self._wish.state.names(network_id):
             self._await_recovery()
 
         def transition(state: State) -> State:

@@ -54,6 +54,10 @@ class State:
     mtu: int | None = None
     """The MTU of this host's underlay; None before the kernel was asked."""
 
+    def names(self, network: NetworkId) -> bool:
+        """Tell whether there is something to say of a network: what it is, or why it was refused."""
+        return network in self.networks or network in self.refused
+
     def network(self, network: NetworkId) -> Network:
         """Return a network; raise BadRequest if it was refused, else NotFound, with what to do."""
         if network in self.refused:

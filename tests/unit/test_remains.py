@@ -55,7 +55,7 @@ def lost(network: Network, *endpoints: Endpoint) -> State:
 
 def endpoint(id_: EndpointId, network: NetworkId, *addresses: str) -> Endpoint:
     mac = Mac("02:42:00:00:00:77")
-    return Endpoint(id_, network, tuple(map(ip_interface, addresses)), mac, Phase.JOINED)
+    return Endpoint(id_, network, tuple(map(ip_interface, addresses)), mac, Phase.JOINED, multicast=True)
 
 
 def listed(network: Network, options: Mapping[str, str], **more: Any) -> dict[str, Any]:
