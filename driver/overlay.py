@@ -15,7 +15,7 @@ from ipaddress import IPv4Network
 
 from driver.cluster.peering import Peering
 from driver.kernel.names import container_name, port_name
-from driver.mode import Mode
+from driver.mode import Alone, Mode
 from driver.reconcile.desired import container_mtu
 from driver.reconcile.networks import NetworkReconciler
 from driver.wish.errors import BadRequest, Conflict, DriverError, KernelError, Unsupported
@@ -149,9 +149,13 @@ class Overlay:
         self._wish.change(lambda state: without_allocation(state, NetworkId(network)), lasting=False)
 
     def check_network(self, options: Mapping[str, str]) -> None:
-        """Refuse bad options before anything has been made (GwAllocCheck, Engine 28 and newer)."""
+        """Refuse bad options before anything has been made (GwAllocCheck, Engine 28 and newer).
+
+        In a Swarm the engine asks for a task, as with create_network: there nobody would hear of it.
+        """
         self._check_mode()
-        self._parse(options)
+        if self._mode.scope == Alone.scope:
+            self._parse(options)
 
     def create_network(
         self, network: str, options: Mapping[str, str], subnets: Sequence[Subnet], *, internal: bool
@@ -242,13 +246,9 @@ class Overlay:
             _check_addresses(known, served)
             self._check_free(state, network_id, endpoint_id, served)
             former = state.endpoints.get(endpoint_id)
-            claimed = (
-                former.claimed if former else claim_number(state, now)
-            )  # a repeated call is no new claim
-            return with_endpoint(
-                state,
-                Endpoint(endpoint_id, network_id, served, chosen, claimed=claimed),
-            )
+            # A repeated call is no new claim.
+            claimed = former.claimed if former else claim_number(state, now)
+            return with_endpoint(state, Endpoint(endpoint_id, network_id, served, chosen, claimed=claimed))
 
         self._wish.change(transition)
         return None if mac else chosen

@@ -667,8 +667,10 @@ class TestAllocation:
 
     def test_bad_options_reach_the_node_as_they_are_explained(self, nodes: list[Node]) -> None:
         answer = nodes[0].overlay.allocate_network(NET, {"mtu": "12"}, SUBNETS)
+        nodes[1].overlay.check_network(answer)  # Engine 28 asks before it makes the network for a task
+        nodes[1].create(dict(answer))
         with pytest.raises(BadRequest, match="mtu: '12'"):
-            nodes[1].overlay.check_network(answer)
+            nodes[1].attach(EP, "10.62.0.4")
 
 
 @pytest.mark.parametrize(
@@ -728,6 +730,8 @@ def test_a_refused_network_holds_no_vni(cluster: MemoryStore) -> None:
 def test_by_itself_a_host_refuses_a_network_at_once(cluster: MemoryStore) -> None:
     node = Node(1, cluster, Alone)
     try:
+        with pytest.raises(BadRequest, match="vnni"):
+            node.overlay.check_network({"vnni": "5"})
         with pytest.raises(BadRequest, match="vnni"):
             node.create({"vnni": "5"}, "a1" * 32)
         assert not node.wish.state.refused
