@@ -73,7 +73,7 @@ class Census:
 
     def _forget(self, gone: Collection[NetworkId]) -> None:
         state = self._wish.state
-        for network in [one for one in state.networks if one in state.doubtful and one in gone]:
+        for network in [one for one in gone if one in state.doubtful]:
             log.info("network %s: forgotten, since the engine does not know it", network)
             self._wish.change(partial(without_ghost, network=network), lasting=False)
         for network in set(state.allocations).intersection(gone):

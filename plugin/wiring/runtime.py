@@ -270,11 +270,15 @@ def _membership(settings: Settings) -> tuple[str, NodeId]:
     if settings.in_swarm:
         node = node_id(settings.swarm_dir / "certificates")
         return (f"swarm {node}" if node else "", NodeId(node))
+    return this_machine(), NodeId(uuid4().hex)
+
+
+def this_machine() -> str:
+    """Return what a host by itself has its identity bound to."""
     try:
-        machine = _MACHINE.read_text().strip()
+        return f"machine {_MACHINE.read_text().strip()}"
     except OSError:  # not every machine has one
-        machine = ""
-    return f"machine {machine}", NodeId(uuid4().hex)
+        return "machine "
 
 
 def _forget_swarm(leases: LeaseFile, own: Collection[Prefix]) -> None:

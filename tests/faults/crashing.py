@@ -53,6 +53,8 @@ from tests.faults.world import differences, snapshot
 VTEP = ip_address("192.0.2.1")
 PEER = NodeId("peer")
 INERT = ("CreateNetwork", "CreateEndpoint", "Leave", "DeleteEndpoint", "DeleteNetwork")
+HOST = Host(NodeId("node"), VTEP, member=runtime.this_machine())
+"""As an engine by itself has it: the identity is this machine's, so that it lasts."""
 PATIENCE = 4.0
 """Seconds in which the world must have become what it should be."""
 _ROW = EndpointRecord(
@@ -216,7 +218,7 @@ class Bench:
         self.count += 1
         folder = self.folder / f"t{self.count}"
         (folder / "state").mkdir(parents=True)
-        WishFile(folder / "state" / "state.json").save(State(Host(NodeId("node"), VTEP)))
+        WishFile(folder / "state" / "state.json").save(State(HOST))
         self.member.call("kv/deleterange", key=b64(ROOT), range_end=b64(ROOT[:-1] + "0"))
         for key, value in (
             (node_key(PEER), encode_node(NodeRecord(PEER, ip_address("192.0.2.2")))),

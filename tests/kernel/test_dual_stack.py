@@ -37,7 +37,8 @@ def attach(machine: Machine, *addresses: str) -> Space:
         space.run(f"ip address add {address} dev eth0 {'nodad' if ':' in address else ''}")
     space.run("ip link set eth0 up")
     for route in routes:
-        space.run(f"ip route add {route.destination} via {route.next_hop}")
+        way = f"via {route.next_hop}" if route.next_hop else "dev eth0"
+        space.run(f"ip route add {route.destination} {way}")
     return space
 
 
