@@ -21,6 +21,7 @@ test: check ## unit, real kernel, real etcd, real engines; of the faults a part;
 test-faults: $(VENV)/.ready ## every fault on real engines, under traffic; half an hour
 	$(BIN)/python -m tests.lab ensure
 	$(BIN)/pytest tests/faults --tb=short --durations=10
+	$(BIN)/pytest tests/e2e -m faults --tb=short --durations=10
 
 test-upgrade: $(VENV)/.ready ## a Swarm upgraded host by host, under traffic: make test-upgrade FROM=<revision>
 	$(BIN)/python -m tests.lab ensure

@@ -15,7 +15,7 @@ from tests.faults.facts import state, state_folder
 from tests.lab import Host, Lab
 
 
-@pytest.fixture(params=["28.5", "20.10"])
+@pytest.fixture(params=["28.5", pytest.param("20.10", marks=pytest.mark.faults)])
 def host(request: pytest.FixtureRequest, built: Path) -> Iterator[Host]:
     with Lab(engines=[request.param]) as lab:
         put(lab.hosts[0], built)
