@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.e2e.containers import Container, Playground, eventually
 from tests.e2e.test_vips import updated
-from tests.e2e.web import known, load, tcp, vip_of, web
+from tests.e2e.web import Web, known, load, tcp, vip_of, web
 
 _BEHIND = """
 ip netns add behind
@@ -63,25 +63,25 @@ def test_a_task_is_disconnected_and_connected_again(ground: Playground) -> None:
     assert len(it.wait(3)) == 3
 
 
+def update_under_load(ground: Playground, it: Web, *change: str) -> None:
+    """Change the service while it is asked all the time; no request may fail."""
+    with load(it.clients[1], it.vip) as seen:
+        ground.manager.docker("service", "update", "-d", *change, it.service)
+        assert eventually(lambda: updated(ground.manager, it.service), 60)
+        it.wait(2)
+    print(f"{change[0]}: {seen}")
+    assert not seen.failures
+
+
 def test_a_service_gets_a_network_and_loses_it_under_requests(ground: Playground) -> None:
     healthy = ["--health-cmd", "wget -qO- 127.0.0.1/me", "--health-interval", "500ms"]
     it = web(ground, 2, *healthy, "--update-order", "start-first", "--restart-delay", "1s")
     more = ground.network()
     others = ground.everywhere(more)
-    with load(it.clients[1], it.vip) as seen:
-        ground.manager.docker("service", "update", "-d", "--network-add", more, it.service)
-        assert eventually(lambda: updated(ground.manager, it.service), 60)
-        it.wait(2)
-    print(f"added: {seen}")
-    assert not seen.failures
+    update_under_load(ground, it, "--network-add", more)
     vip = vip_of(ground.manager, it.service, more)
     both = {task.address(more) for task in ground.wait_tasks(it.service, 2)}
     assert eventually(lambda: all(known(client, vip, both) for client in others), 10)
     assert len(tcp(others[2], vip, 4)) == 2
-    with load(it.clients[1], it.vip) as seen:
-        ground.manager.docker("service", "update", "-d", "--network-rm", more, it.service)
-        assert eventually(lambda: updated(ground.manager, it.service), 60)
-        it.wait(2)
-    print(f"removed: {seen}")
-    assert not seen.failures
+    update_under_load(ground, it, "--network-rm", more)
     assert eventually(lambda: all(vip not in table(client) for client in others), 10)

@@ -149,19 +149,24 @@ def test_a_connection_to_the_task_itself_is_left_to_its_end(world: World) -> Non
         assert not direct.error
 
 
+def check_reset_by_writing(writer: Talk) -> None:
+    """The answer to what it writes is a reset."""
+
+    def told() -> bool:
+        if not writer.error:
+            writer.near.send(b"line\n")
+        return writer.error
+
+    assert eventually(told)
+    with pytest.raises(ConnectionResetError):
+        writer.near.recv(100)
+
+
 def test_who_is_behind_a_container_is_reset_when_it_writes(world: World) -> None:
     with closing(behind(world.client)) as inner, talking(world, inner, 1) as writer:
         cut_off(world)
         settled(world)
-
-        def told() -> bool:
-            if not writer.error:
-                writer.near.send(b"line\n")
-            return writer.error
-
-        assert eventually(told)
-        with pytest.raises(ConnectionResetError):
-            writer.near.recv(100)
+        check_reset_by_writing(writer)
 
 
 def test_who_listens_at_the_port_of_one_behind_is_left_alone(world: World) -> None:
@@ -206,14 +211,6 @@ def test_without_the_kernels_help_who_writes_is_reset_and_the_rest_is_told_once(
     with talking(world, world.client, 1) as reader, talking(world, world.client, 2) as writer:
         cut_off(world)
         settled(world)
-
-        def told() -> bool:
-            if not writer.error:
-                writer.near.send(b"line\n")
-            return writer.error
-
-        assert eventually(told)
-        with pytest.raises(ConnectionResetError):
-            writer.near.recv(100)
+        check_reset_by_writing(writer)
         assert not reader.error
     assert eventually(lambda: caplog.text.count("clients that only read") == 1)
